@@ -1,0 +1,241 @@
+"""The nouns of the mesh: frozen values, equal when they mean the same.
+
+Sources make the local ones (Service, Pod, ServiceExport), peers the remote ones (MemberCluster, ExportedService);
+`snapshot` holds them all, `view` places them for one proxy. Optional text is `""`, never None.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import NewType
+
+import msgspec
+
+from trust.spiffe import ClusterName, Identity, MeshDomain, Namespace, ServiceAccount
+
+NetworkName = NewType("NetworkName", str)
+"""Clusters of one network reach each other's pods directly; others go through a gateway."""
+
+MESH_PORT = 15008
+OUTBOUND_PORT = 15001
+PROXY_ADMIN_PORT = 15000
+ADS_PORT = 15012
+FEDERATION_PORT = 15013
+CONTROL_ADMIN_PORT = 15014
+GATEWAY_PORT = 15443
+WIRE_VERSION = 1
+"""Version of what members tell each other; a member with another one is shown and its unknown parts are skipped."""
+
+
+class Protocol(StrEnum):
+    """What a service port speaks. HTTP is HTTP/1.1, HTTP2 is cleartext HTTP/2 (h2c)."""
+
+    HTTP = "http"
+    HTTP2 = "http2"
+    GRPC = "grpc"
+    TCP = "tcp"
+
+
+class Locality(msgspec.Struct, frozen=True, order=True):
+    """Where something runs. `cloud` may be empty; an empty zone or region is a place of its own."""
+
+    region: str = ""
+    zone: str = ""
+    cloud: str = ""
+
+
+class ServiceKey(msgspec.Struct, frozen=True, order=True):
+    """Name of a service; the same name in every member means the same service (KEP-1645, namespace sameness)."""
+
+    namespace: Namespace
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class PodKey(msgspec.Struct, frozen=True, order=True):
+    """Name of a workload instance."""
+
+    namespace: Namespace
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class ServicePort(msgspec.Struct, frozen=True, order=True):
+    """One port of a service. `target` is the pod's port, or the name of one of its container ports."""
+
+    number: int
+    protocol: Protocol
+    name: str = ""
+    target: int | str = 0
+
+
+class Service(msgspec.Struct, frozen=True):
+    """A Kubernetes Service of this cluster. An empty selector selects nothing. `selector` is sorted."""
+
+    key: ServiceKey
+    ports: tuple[ServicePort, ...]
+    selector: tuple[tuple[str, str], ...] = ()
+
+
+class ServiceExport(msgspec.Struct, frozen=True):
+    """The wish that a service of this cluster be known in the others (MCS API)."""
+
+    key: ServiceKey
+
+
+class TcpUse(msgspec.Struct, frozen=True, order=True):
+    """A plain TCP dependency that a pod declares: `host:port` of a service, offered on `listen_port` of the pod."""
+
+    host: str
+    port: int
+    listen_port: int
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """A workload instance of this cluster. `labels` and `ports` (name, number) are sorted."""
+
+    key: PodKey
+    address: str
+    account: ServiceAccount
+    locality: Locality
+    ready: bool = True
+    labels: tuple[tuple[str, str], ...] = ()
+    ports: tuple[tuple[str, int], ...] = ()
+    uses: tuple[TcpUse, ...] = ()
+
+
+class Endpoint(msgspec.Struct, frozen=True, order=True):
+    """A ready workload instance as a caller sees it: its sidecar listens on `address`:MESH_PORT."""
+
+    address: str
+    pod: str
+    account: ServiceAccount
+    locality: Locality
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class ExportedService(msgspec.Struct, frozen=True):
+    """What one member offers to the others under one service name. `endpoints` are sorted by address.
+
+    `changed_at` is when the origin's source saw the last change: the start of the convergence measurement.
+    """
+
+    cluster: ClusterName
+    key: ServiceKey
+    ports: tuple[ServicePort, ...]
+    endpoints: tuple[Endpoint, ...]
+    changed_at: datetime
+
+
+class GatewayAddress(msgspec.Struct, frozen=True, order=True):
+    """Where other clusters reach an east-west gateway: an IP address and a port."""
+
+    address: str
+    port: int = GATEWAY_PORT
+
+
+class MemberCluster(msgspec.Struct, frozen=True):
+    """A cluster of the mesh, as it describes itself.
+
+    `introduced_by` is empty when the record came from the member itself, else it is hearsay of that member: good enough
+    to find the gateways, replaced as soon as the member speaks for itself.
+    """
+
+    name: ClusterName
+    network: NetworkName
+    region: str
+    gateways: tuple[GatewayAddress, ...]
+    cloud: str = ""
+    zones: tuple[str, ...] = ()
+    wire_version: int = WIRE_VERSION
+    certificate: str = ""
+    introduced_by: str = ""
+
+
+class Liveness(StrEnum):
+    """What is known of a member: LIVE (heard lately), STALE (silent too long), UNKNOWN (never heard)."""
+
+    LIVE = "live"
+    STALE = "stale"
+    UNKNOWN = "unknown"
+
+
+class Freshness(msgspec.Struct, frozen=True):
+    """Liveness of a peer, since when, and when it was last heard. All times are those of the cluster that listens."""
+
+    state: Liveness
+    since: datetime
+    heard: datetime | None = None
+
+
+class Severity(StrEnum):
+    """How bad a finding about an object is: a WARNING leaves the object in force."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+class Finding(msgspec.Struct, frozen=True, order=True):
+    """Something wrong with an object that a user wrote. `line` counts from 1; 0 when unknown.
+
+    `object` is `Kind namespace/name`, or empty when not even that could be read. `field` is a path such as
+    `spec.ports[0].port`.
+    """
+
+    where: str
+    line: int
+    object: str
+    field: str
+    message: str
+    hint: str
+    severity: Severity = Severity.ERROR
+
+
+class ClusterSettings(msgspec.Struct, frozen=True):
+    """What a control plane is told about its own cluster when it starts.
+
+    `peer_gateways` overrides, for a named peer, the gateway addresses that the peer announces: a private link, a NAT.
+    """
+
+    name: ClusterName
+    domain: MeshDomain
+    network: NetworkName
+    region: str
+    cloud: str = ""
+    zones: tuple[str, ...] = ()
+    gateways: tuple[GatewayAddress, ...] = ()
+    peer_gateways: Mapping[ClusterName, tuple[GatewayAddress, ...]] = MappingProxyType({})
+
+
+class ProxyRole(StrEnum):
+    """The kinds of proxy that are told something."""
+
+    SIDECAR = "sidecar"
+    GATEWAY = "gateway"
+
+
+class Audience(msgspec.Struct, frozen=True):
+    """All that what a proxy is told about *others* may depend on. Proxies of one audience share one compilation."""
+
+    role: ProxyRole
+    cluster: ClusterName
+    network: NetworkName
+    locality: Locality
+    namespace: Namespace
+
+
+class ProxyScope(msgspec.Struct, frozen=True):
+    """All that a proxy's configuration may depend on: its audience and what is its own.
+
+    `pod` is the workload instance of a sidecar; a gateway has none and listens on `address`.
+    """
+
+    audience: Audience
+    identity: Identity
+    address: str
+    pod: Pod | None = None

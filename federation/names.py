@@ -1,0 +1,160 @@
+"""Every name that crosses a wire: host names, SNI, xDS resource names, node ids, etcd keys. Made and parsed here.
+
+In this module `cluster` is a member of the mesh; Envoy's clusters are called upstreams.
+"""
+
+from typing import NewType
+
+from federation.model import PodKey, ServiceKey
+from trust.spiffe import ClusterName, MeshDomain, Namespace, cluster_slice, parse_cluster
+
+UpstreamName = NewType("UpstreamName", str)
+"""Name of an Envoy cluster."""
+
+LOCAL_SUFFIX = "svc.cluster.local"
+CLUSTERSET_SUFFIX = "svc.clusterset.local"
+
+WORKLOAD_SECRET = "workload"  # noqa: S105 - the name of an SDS resource, not a secret
+TRUST_BUNDLE_SECRET = "trust-bundle"  # noqa: S105 - likewise
+
+OUTBOUND_LISTENER = "outbound"
+OUTBOUND_TUNNEL_LISTENER = "outbound-connect"
+OUTBOUND_ROUTES = "outbound"
+INBOUND_LISTENER = "inbound"
+GATEWAY_LISTENER = "east-west"
+GATEWAY_ROUTES = "east-west"
+FEDERATION_UPSTREAM = UpstreamName("federation")
+CONNECT_UPSTREAM = UpstreamName("outbound-connect")
+
+ETCD_PREFIX = "/isthmus/v1/"
+
+
+def local_host(key: ServiceKey) -> str:
+    """Returns the name of a service in its own cluster: `cart.shop.svc.cluster.local`."""
+    return f"{key.name}.{key.namespace}.{LOCAL_SUFFIX}"
+
+
+def clusterset_host(key: ServiceKey) -> str:
+    """Returns the mesh-wide name of a service (MCS API): `cart.shop.svc.clusterset.local`."""
+    return f"{key.name}.{key.namespace}.{CLUSTERSET_SUFFIX}"
+
+
+def parse_host(host: str) -> tuple[ServiceKey, bool] | None:
+    """Returns the service of a full host name and whether it is the mesh-wide one; None for other names."""
+    for suffix, is_clusterset in ((LOCAL_SUFFIX, False), (CLUSTERSET_SUFFIX, True)):
+        if host.endswith("." + suffix):
+            name, dot, namespace = host.removesuffix("." + suffix).partition(".")
+            if dot and namespace and "." not in namespace:
+                return ServiceKey(Namespace(namespace), name), is_clusterset
+    return None
+
+
+def outbound_upstream(host: str, port: int) -> UpstreamName:
+    """Returns the Envoy cluster for calls to a service port: `outbound|80|cart.shop.svc.cluster.local`."""
+    return UpstreamName(f"outbound|{port}|{host}")
+
+
+def parse_outbound_upstream(name: str) -> tuple[str, int] | None:
+    """Inverse of `outbound_upstream`: (host, port), or None for another kind of name."""
+    match name.split("|"):
+        case ["outbound", port, host] if port.isdecimal():
+            return host, int(port)
+        case _:
+            return None
+
+
+def inbound_upstream(port: int) -> UpstreamName:
+    """Returns the Envoy cluster that leads from a sidecar to the app beside it, by the app's port."""
+    return UpstreamName(f"inbound|{port}")
+
+
+def tcp_use_listener(listen_port: int) -> str:
+    """Returns the listener for a declared TCP dependency."""
+    return f"outbound-tcp|{listen_port}"
+
+
+def exported_authority(cluster: ClusterName, key: ServiceKey, domain: MeshDomain) -> str:
+    """Returns the CONNECT authority and gateway upstream of an exported service: `cart.shop.svc.west.mesh.test`."""
+    return f"{key.name}.{key.namespace}.svc.{cluster_slice(cluster, domain)}"
+
+
+def service_sni(cluster: ClusterName, key: ServiceKey, port: int, domain: MeshDomain) -> str:
+    """Returns the SNI on the mesh port: which service port is meant. `80.cart.shop.svc.west.mesh.test`."""
+    return f"{port}.{exported_authority(cluster, key, domain)}"
+
+
+def gateway_upstream(cluster: ClusterName) -> UpstreamName:
+    """Returns the Envoy cluster of a peer's gateways for HTTP services."""
+    return UpstreamName(f"gateway|{cluster}")
+
+
+def tcp_gateway_upstream(cluster: ClusterName) -> UpstreamName:
+    """Returns the Envoy cluster of a peer's gateways for plain TCP: apart, so that a stalled reader blocks no HTTP."""
+    return UpstreamName(f"gateway-tcp|{cluster}")
+
+
+def tunnel_listener(cluster: ClusterName) -> str:
+    """Returns the internal listener that tunnels HTTP services' connections to a peer."""
+    return f"tunnel|{cluster}"
+
+
+def tcp_tunnel_listener(cluster: ClusterName) -> str:
+    """Returns the internal listener that tunnels plain TCP connections to a peer."""
+    return f"tunnel-tcp|{cluster}"
+
+
+def sidecar_node(cluster: ClusterName, pod: PodKey) -> str:
+    """Returns the Envoy node id of a sidecar: `east/shop/cart-1`."""
+    return f"{cluster}/{pod.namespace}/{pod.name}"
+
+
+def gateway_node(cluster: ClusterName, name: str) -> str:
+    """Returns the Envoy node id of a gateway: `east/gateway-1`."""
+    return f"{cluster}/{name}"
+
+
+def parse_node(node: str) -> tuple[ClusterName, PodKey | str] | None:
+    """Inverse of `sidecar_node` (gives the pod's key) and `gateway_node` (gives the gateway's name); None otherwise."""
+    match node.split("/"):
+        case [cluster, namespace, pod] if cluster and namespace and pod:
+            return ClusterName(cluster), PodKey(Namespace(namespace), pod)
+        case [cluster, name] if cluster and name:
+            return ClusterName(cluster), name
+        case _:
+            return None
+
+
+def member_key(cluster: ClusterName) -> str:
+    """Returns the etcd key of a MemberCluster."""
+    return f"{ETCD_PREFIX}members/{cluster}"
+
+
+def export_key(cluster: ClusterName, key: ServiceKey) -> str:
+    """Returns the etcd key of what `cluster` offers under `key`."""
+    return f"{ETCD_PREFIX}exports/{cluster}/{key.namespace}/{key.name}"
+
+
+def freshness_key(cluster: ClusterName) -> str:
+    """Returns the etcd key of when a peer was last heard."""
+    return f"{ETCD_PREFIX}freshness/{cluster}"
+
+
+def token_key(digest: str) -> str:
+    """Returns the etcd key of a join token, by the hex SHA-256 of the token."""
+    return f"{ETCD_PREFIX}tokens/{digest}"
+
+
+LEADER_KEY = f"{ETCD_PREFIX}leader"
+
+
+def parse_etcd_key(text: str) -> tuple[str, ClusterName, ServiceKey | None] | None:
+    """Inverse of the keys by cluster: ("members" | "exports" | "freshness", cluster, service). None for other keys."""
+    if not text.startswith(ETCD_PREFIX):
+        return None
+    match text.removeprefix(ETCD_PREFIX).split("/"):
+        case ["members" | "freshness" as kind, cluster]:
+            return kind, parse_cluster(cluster), None
+        case ["exports", cluster, namespace, name]:
+            return "exports", parse_cluster(cluster), ServiceKey(Namespace(namespace), name)
+        case _:
+            return None
