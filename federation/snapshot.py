@@ -1,0 +1,170 @@
+"""One picture of the mesh: a frozen value, and how a change makes the next one. Pure.
+
+Sources and the etcd copy describe the world in sections; each section has one writer. What follows from several
+sections (which ready pods stand behind a service) is derived here, once, and only where a change can have mattered.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from federation.model import (
+    Endpoint,
+    ExportedService,
+    Finding,
+    Freshness,
+    MemberCluster,
+    Pod,
+    PodKey,
+    Service,
+    ServiceExport,
+    ServiceKey,
+)
+from trust.spiffe import ClusterName, Namespace
+
+
+class Section(StrEnum):
+    """The parts of the picture, named as the fields of Snapshot that hold them."""
+
+    SERVICES = "services"
+    EXPORTS = "exports"
+    PODS = "pods"
+    FINDINGS = "findings"
+    MEMBERS = "members"
+    IMPORTS = "imports"
+    FRESHNESS = "freshness"
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Replaces the value of a key; None deletes it. Applying a change twice is applying it once."""
+
+    section: Section
+    key: Hashable
+    value: object | None
+
+
+class Replace(msgspec.Struct, frozen=True):
+    """A new listing of a whole section: the only thing that deletes what it does not name."""
+
+    section: Section
+    values: Mapping[Any, Any]
+
+
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The picture at one revision. The mappings are never changed; `endpoints` follows from services and pods."""
+
+    revision: int = 0
+    services: Mapping[ServiceKey, Service] = _NOTHING
+    exports: Mapping[ServiceKey, ServiceExport] = _NOTHING
+    pods: Mapping[PodKey, Pod] = _NOTHING
+    findings: Mapping[str, tuple[Finding, ...]] = _NOTHING
+    endpoints: Mapping[ServiceKey, tuple[Endpoint, ...]] = _NOTHING
+    members: Mapping[ClusterName, MemberCluster] = _NOTHING
+    imports: Mapping[tuple[ClusterName, ServiceKey], ExportedService] = _NOTHING
+    freshness: Mapping[ClusterName, Freshness] = _NOTHING
+
+
+EMPTY = Snapshot()
+
+
+def apply(snapshot: Snapshot, changes: Sequence[Change | Replace]) -> Snapshot:
+    """Returns the next picture, or the very same object when nothing changed."""
+    sections: dict[Section, dict[Any, Any]] = {}
+    for change in changes:
+        match change:
+            case Change(section=section, key=key, value=value):
+                if section not in sections:
+                    sections[section] = dict(_section(snapshot, section))
+                if value is None:
+                    sections[section].pop(key, None)
+                else:
+                    sections[section][key] = value
+            case Replace(section=section, values=values):
+                sections[section] = dict(values)
+    # Equal values keep their identity, so that whoever compares by identity sees only what changed.
+    changed = {
+        section.value: _keep_equal(_section(snapshot, section), values)
+        for section, values in sections.items()
+        if values != _section(snapshot, section)
+    }
+    if not changed:
+        return snapshot
+    following = msgspec.structs.replace(snapshot, revision=snapshot.revision + 1, **changed)
+    endpoints = _derive_endpoints(snapshot, following)
+    if endpoints == snapshot.endpoints:
+        return following
+    return msgspec.structs.replace(following, endpoints=endpoints)
+
+
+def selects(service: Service, pod: Pod) -> bool:
+    """Says whether the service's selector matches the pod; an empty selector matches nothing (Kubernetes)."""
+    return (
+        bool(service.selector)
+        and service.key.namespace == pod.key.namespace
+        and set(service.selector) <= set(pod.labels)
+    )
+
+
+def resolve_target(target: int | str, number: int, pod: Pod) -> int | None:
+    """Returns the pod's own port for a service port; None when the pod has no port of that name."""
+    match target:
+        case int():
+            return target or number
+        case str():
+            return dict(pod.ports).get(target)
+
+
+def _section(snapshot: Snapshot, section: Section) -> Mapping[Any, Any]:
+    values: Mapping[Any, Any] = getattr(snapshot, section.value)
+    return values
+
+
+def _keep_equal(before: Mapping[Any, Any], after: dict[Any, Any]) -> Mapping[Any, Any]:
+    return {key: before[key] if before.get(key) == value else value for key, value in after.items()}
+
+
+def _derive_endpoints(before: Snapshot, after: Snapshot) -> Mapping[ServiceKey, tuple[Endpoint, ...]]:
+    if before.services is after.services and before.pods is after.pods:
+        return after.endpoints
+    touched = set(_differing(before.services, after.services))
+    for pod_key in _differing(before.pods, after.pods):
+        pods = [snapshot.pods[pod_key] for snapshot in (before, after) if pod_key in snapshot.pods]
+        touched.update(key for key, service in after.services.items() if any(selects(service, pod) for pod in pods))
+    endpoints = {key: value for key, value in before.endpoints.items() if key not in touched}
+    by_namespace = _pods_by_namespace(after.pods.values(), {key.namespace for key in touched})
+    for key in touched & after.services.keys():
+        service = after.services[key]
+        endpoints[key] = tuple(
+            sorted(
+                _endpoint(pod)
+                for pod in by_namespace.get(key.namespace, ())
+                if pod.ready and pod.address and selects(service, pod)
+            )
+        )
+    return endpoints
+
+
+def _differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:
+    if before is after:
+        return []
+    return [key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)]
+
+
+def _pods_by_namespace(pods: Iterable[Pod], wanted: set[Namespace]) -> dict[Namespace, list[Pod]]:
+    grouped: dict[Namespace, list[Pod]] = {}
+    for pod in pods:
+        if pod.key.namespace in wanted:
+            grouped.setdefault(pod.key.namespace, []).append(pod)
+    return grouped
+
+
+def _endpoint(pod: Pod) -> Endpoint:
+    return Endpoint(
+        address=pod.address, pod=pod.key.name, account=pod.account, locality=pod.locality, labels=pod.labels
+    )
