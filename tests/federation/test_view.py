@@ -1,0 +1,189 @@
+"""Distance and names: the nearest healthy endpoint is a matter of these pure functions."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from federation.model import (
+    Audience,
+    ClusterSettings,
+    Endpoint,
+    ExportedService,
+    Freshness,
+    GatewayAddress,
+    Liveness,
+    Locality,
+    MemberCluster,
+    NetworkName,
+    Pod,
+    PodKey,
+    Protocol,
+    ProxyRole,
+    Service,
+    ServiceExport,
+    ServiceKey,
+    ServicePort,
+)
+from federation.snapshot import EMPTY, Change, Replace, Section, Snapshot, apply
+from federation.view import InboundPort, Path, ResolvedService, inbound_ports, resolve
+from trust.spiffe import ClusterName, MeshDomain, Namespace, ServiceAccount
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SHOP = Namespace("shop")
+CART = ServiceKey(SHOP, "cart")
+EAST, WEST, SOUTH = ClusterName("east"), ClusterName("west"), ClusterName("south")
+HTTP = ServicePort(80, Protocol.HTTP)
+SETTINGS = ClusterSettings(
+    name=EAST, domain=MeshDomain("mesh.test"), network=NetworkName("east"), region="eu", cloud="one"
+)
+HERE = Audience(
+    role=ProxyRole.SIDECAR,
+    cluster=EAST,
+    network=NetworkName("east"),
+    locality=Locality("eu", "a", "one"),
+    namespace=SHOP,
+)
+
+
+def pod(name: str, zone: str) -> Pod:
+    return Pod(
+        key=PodKey(SHOP, name),
+        address=f"10.0.0.{len(name)}",
+        account=ServiceAccount("cart"),
+        locality=Locality("eu", zone, "one"),
+        labels=(("app", "cart"),),
+    )
+
+
+def member(name: ClusterName, region: str, cloud: str, network: str = "") -> MemberCluster:
+    return MemberCluster(
+        name=name,
+        network=NetworkName(network or name),
+        region=region,
+        gateways=(GatewayAddress(f"gw.{name}"),),
+        cloud=cloud,
+    )
+
+
+def exported(cluster: ClusterName, *, ports: tuple[ServicePort, ...] = (HTTP,), zone: str = "a") -> ExportedService:
+    endpoint = Endpoint(f"10.1.0.{len(cluster)}", "cart-1", ServiceAccount("cart"), Locality("", zone))
+    return ExportedService(cluster, CART, ports, (endpoint,), NOW)
+
+
+def mesh(*members: MemberCluster, exports: bool = True) -> Snapshot:
+    return apply(
+        EMPTY,
+        [
+            Replace(Section.SERVICES, {CART: Service(CART, (HTTP,), (("app", "cart"),))}),
+            Replace(Section.EXPORTS, {CART: ServiceExport(CART)} if exports else {}),
+            Replace(Section.PODS, {pod.key: pod for pod in (pod("near", "a"), pod("farther", "b"))}),
+            Replace(Section.MEMBERS, {record.name: record for record in members}),
+            Replace(Section.IMPORTS, {(record.name, CART): exported(record.name) for record in members}),
+        ],
+    )
+
+
+def by_host(snapshot: Snapshot, settings: ClusterSettings = SETTINGS) -> dict[str, ResolvedService]:
+    return {service.host: service for service in resolve(snapshot, settings, HERE).services}
+
+
+def order(service: ResolvedService) -> list[tuple[str, str, int]]:
+    return [(placed.member, placed.endpoint.pod, placed.priority) for placed in service.endpoints]
+
+
+def test_zone_then_region_then_cloud_then_elsewhere() -> None:
+    snapshot = mesh(member(WEST, "us", "one"), member(SOUTH, "ap", "two"))
+    services = by_host(snapshot)
+    assert order(services["cart.shop.svc.clusterset.local"]) == [
+        ("east", "near", 0),
+        ("east", "farther", 1),
+        ("west", "cart-1", 2),
+        ("south", "cart-1", 3),
+    ]
+    assert order(services["cart.shop.svc.cluster.local"]) == [("east", "near", 0), ("east", "farther", 1)]
+
+
+def test_a_peer_in_the_same_region_comes_before_one_in_the_same_cloud() -> None:
+    snapshot = mesh(member(WEST, "us", "one"), member(SOUTH, "eu", "two"))
+    ranked = order(by_host(snapshot)["cart.shop.svc.clusterset.local"])
+    assert [name for name, *_ in ranked] == ["east", "east", "south", "west"]
+
+
+def test_a_stale_member_is_kept_after_everybody_who_is_heard() -> None:
+    snapshot = mesh(member(WEST, "us", "one"), member(SOUTH, "ap", "two"))
+    stale = apply(snapshot, [Change(Section.FRESHNESS, WEST, Freshness(Liveness.STALE, NOW, NOW))])
+    ranked = order(by_host(stale)["cart.shop.svc.clusterset.local"])
+    assert [name for name, *_ in ranked] == ["east", "east", "south", "west"]
+
+
+def test_only_who_exports_stands_behind_the_mesh_wide_name() -> None:
+    services = by_host(mesh(member(WEST, "us", "one"), exports=False))
+    assert [name for name, *_ in order(services["cart.shop.svc.clusterset.local"])] == ["west"]
+    assert "cart.shop.svc.clusterset.local" not in by_host(mesh(exports=False))
+
+
+def test_the_same_network_is_reached_directly_and_needs_no_gateway() -> None:
+    view = resolve(mesh(member(WEST, "us", "one", network="east")), SETTINGS, HERE)
+    assert {placed.path for service in view.services for placed in service.endpoints} == {Path.DIRECT}
+    assert view.peers == ()
+
+
+def test_a_member_that_cannot_be_reached_is_left_out() -> None:
+    unreachable = MemberCluster(name=WEST, network=NetworkName("west"), region="us", gateways=())
+    ranked = order(by_host(mesh(unreachable))["cart.shop.svc.clusterset.local"])
+    assert [name for name, *_ in ranked] == ["east", "east"]
+
+
+def test_an_operator_may_say_where_a_peers_gateways_are_reached() -> None:
+    private = (GatewayAddress("192.0.2.1", 443),)
+    settings = ClusterSettings(
+        name=EAST,
+        domain=SETTINGS.domain,
+        network=SETTINGS.network,
+        region="eu",
+        peer_gateways={WEST: private},
+    )
+    view = resolve(mesh(member(WEST, "us", "one")), settings, HERE)
+    assert [peer.gateways for peer in view.peers] == [private]
+
+
+def test_ports_that_only_some_members_offer_lead_only_to_those() -> None:
+    grpc = ServicePort(9000, Protocol.GRPC)
+    snapshot = apply(
+        mesh(member(WEST, "us", "one")),
+        [Change(Section.IMPORTS, (WEST, CART), exported(WEST, ports=(HTTP, grpc)))],
+    )
+    groups = [
+        ([port.number for port in service.ports], {placed.member for placed in service.endpoints})
+        for service in resolve(snapshot, SETTINGS, HERE).services
+        if service.host == "cart.shop.svc.clusterset.local"
+    ]
+    assert groups == [([80], {EAST, WEST}), ([9000], {WEST})]
+
+
+@given(st.permutations([member(WEST, "us", "one"), member(SOUTH, "ap", "two")]))
+def test_the_order_of_news_does_not_matter(members: list[MemberCluster]) -> None:
+    assert resolve(mesh(*members), SETTINGS, HERE) == resolve(mesh(*reversed(members)), SETTINGS, HERE)
+
+
+@pytest.mark.parametrize(("target", "expected"), [(0, 80), (8080, 8080), ("web", 8081)])
+def test_a_target_port_is_a_number_a_name_or_the_same(target: int | str, expected: int) -> None:
+    service = Service(CART, (ServicePort(80, Protocol.HTTP, target=target),), (("app", "cart"),))
+    instance = Pod(
+        key=PodKey(SHOP, "cart-1"),
+        address="10.0.0.1",
+        account=ServiceAccount("cart"),
+        locality=Locality(),
+        labels=(("app", "cart"),),
+        ports=(("web", 8081),),
+    )
+    snapshot = apply(EMPTY, [Replace(Section.SERVICES, {CART: service})])
+    assert inbound_ports(snapshot, instance) == (InboundPort(CART, 80, Protocol.HTTP, expected),)
+
+
+def test_a_target_port_that_the_pod_does_not_have_is_left_out() -> None:
+    service = Service(CART, (ServicePort(80, Protocol.HTTP, target="nope"),), (("app", "cart"),))
+    snapshot = apply(EMPTY, [Replace(Section.SERVICES, {CART: service})])
+    assert inbound_ports(snapshot, pod("cart-1", "a")) == ()
