@@ -1,0 +1,229 @@
+"""What members tell each other: how it is made from the picture, printed, parsed and judged. Pure.
+
+    picture --offered--> ExportedService --export_resource--> the federation stream --read_export--> the peer's etcd
+
+A peer is believed about itself only. What it says of other members is hearsay: enough to find their gateways.
+The same JSON (msgspec) is on the wire and in etcd; unknown fields are skipped, so members of different age understand
+each other.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+
+from federation.model import (
+    ClusterSettings,
+    Endpoint,
+    ExportedService,
+    Freshness,
+    GatewayAddress,
+    MemberCluster,
+    ServiceKey,
+    ServicePort,
+)
+from federation.snapshot import Snapshot
+from federation.xds.resources import Resource, make_resource
+from trust.spiffe import ClusterName, is_dns_label, is_dns_name
+
+MAX_RECORD = 1024 * 1024
+"""Bytes of one record. etcd takes requests of 1.5 MiB; a service of 5,000 endpoints needs about 1 MiB."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PORTS = range(1, 65536)
+_T = TypeVar("_T")
+
+
+class Malformed(ValueError):
+    """A record that cannot be believed: unreadable, or about somebody whom its speaker may not speak for."""
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """A sign of life of `cluster`: `count` grows by one a second while its control plane runs."""
+
+    cluster: ClusterName
+    count: int
+
+
+def own_member(settings: ClusterSettings, *, certificate: str = "") -> MemberCluster:
+    """Returns the record by which this cluster describes itself; `certificate` is its intermediate (PEM)."""
+    return MemberCluster(
+        name=settings.name,
+        network=settings.network,
+        region=settings.region,
+        gateways=settings.gateways,
+        cloud=settings.cloud,
+        zones=settings.zones,
+        certificate=certificate,
+    )
+
+
+def offered(
+    snapshot: Snapshot,
+    settings: ClusterSettings,
+    *,
+    before: Mapping[ServiceKey, ExportedService],
+    changed_at: datetime,
+) -> Mapping[ServiceKey, ExportedService]:
+    """Returns what this cluster offers: services that exist and are exported, with their ready endpoints.
+
+    A service without ready endpoints is offered empty: its name stays. What is as in `before` stays that very object,
+    the rest is stamped `changed_at`.
+    """
+    offers = {}
+    for key in sorted(snapshot.exports.keys() & snapshot.services.keys()):
+        ports = tuple(sorted(_as_seen_by_callers(port) for port in snapshot.services[key].ports))
+        endpoints = snapshot.endpoints.get(key, ())
+        known = before.get(key)
+        if known is not None and known.ports == ports and known.endpoints == endpoints:
+            offers[key] = known
+        else:
+            offers[key] = ExportedService(settings.name, key, ports, endpoints, changed_at)
+    return offers
+
+
+def encode(value: ExportedService | MemberCluster | Freshness | Beat) -> bytes:
+    """Prints a record. Equal values have equal bytes."""
+    return msgspec.json.encode(value)
+
+
+def decode_export(body: bytes) -> ExportedService:
+    """Parses a record of what a member offers; raises Malformed."""
+    return _decode(body, ExportedService)
+
+
+def decode_member(body: bytes) -> MemberCluster:
+    """Parses a record of a member; raises Malformed."""
+    return _decode(body, MemberCluster)
+
+
+def decode_freshness(body: bytes) -> Freshness:
+    """Parses a record of when a peer was heard; raises Malformed."""
+    return _decode(body, Freshness)
+
+
+def decode_beat(body: bytes) -> Beat:
+    """Parses a sign of life; raises Malformed."""
+    return _decode(body, Beat)
+
+
+def export_version(exported: ExportedService) -> str:
+    """Returns the version of an offer: a hash of all but `changed_at`.
+
+    Replicas of a control plane see a change at different moments, yet offer the same version: a peer that comes back
+    to another replica is not sent everything again.
+    """
+    return make_resource("", encode(msgspec.structs.replace(exported, changed_at=_EPOCH))).version
+
+
+def export_resource(exported: ExportedService) -> Resource:
+    """Returns an offer as a resource of the federation stream, named `namespace/name`."""
+    return Resource(name=str(exported.key), version=export_version(exported), body=encode(exported))
+
+
+def member_resource(member: MemberCluster) -> Resource:
+    """Returns a member's record as a resource of the federation stream, named as the member."""
+    return make_resource(member.name, encode(member))
+
+
+def beat_resource(beat: Beat) -> Resource:
+    """Returns a sign of life as a resource of the federation stream, named as the cluster."""
+    return make_resource(beat.cluster, encode(beat))
+
+
+def read_export(name: str, body: bytes, speaker: ClusterName) -> ExportedService:
+    """Parses and judges an offer that `speaker` made under the resource name `name`; raises Malformed.
+
+    The result has its ports and endpoints sorted, and no port tells the pods' own ports.
+    """
+    exported = decode_export(body)
+    if exported.cluster != speaker:
+        raise Malformed(f"{speaker} may not offer services of {exported.cluster}")
+    if str(exported.key) != name:
+        raise Malformed(f"the record is about {exported.key}")
+    if not (is_dns_label(exported.key.namespace) and is_dns_label(exported.key.name)):
+        raise Malformed("namespace and name must be DNS labels")
+    if exported.changed_at.tzinfo is None:
+        raise Malformed("changed_at has no time zone")
+    numbers = [port.number for port in exported.ports]
+    if not all(number in _PORTS for number in numbers) or len(set(numbers)) < len(numbers):
+        raise Malformed(f"ports must be different numbers from 1 to 65535, not {numbers}")
+    _check_endpoints(exported.endpoints)
+    return msgspec.structs.replace(
+        exported,
+        ports=tuple(sorted(_as_seen_by_callers(port) for port in exported.ports)),
+        endpoints=tuple(sorted(exported.endpoints)),
+    )
+
+
+def read_member(name: str, body: bytes, speaker: ClusterName) -> MemberCluster:
+    """Parses and judges what `speaker` says about the member `name`; raises Malformed.
+
+    About others it is hearsay, and marked so.
+    """
+    member = decode_member(body)
+    if member.name != name:
+        raise Malformed(f"the record is about {member.name!r}")
+    if not is_dns_label(member.name):
+        raise Malformed("a cluster's name must be a DNS label")
+    for gateway in member.gateways:
+        _check_gateway(gateway)
+    return msgspec.structs.replace(member, introduced_by="" if member.name == speaker else speaker)
+
+
+def learn(known: MemberCluster | None, said: MemberCluster) -> MemberCluster | None:
+    """Returns the record to keep after `said`; None when `known` stands: hearsay never replaces a member's own word."""
+    if known is not None and not known.introduced_by and said.introduced_by:
+        return None
+    return None if known == said else said
+
+
+def may_pass_on(members: Iterable[MemberCluster]) -> tuple[MemberCluster, ...]:
+    """Returns the records that may be told to others: those that their member told us itself.
+
+    Hearsay passed on could go in circles between members that heard different things, for ever.
+    """
+    return tuple(sorted((member for member in members if not member.introduced_by), key=lambda member: member.name))
+
+
+def _decode(body: bytes, kind: type[_T]) -> _T:
+    if len(body) > MAX_RECORD:
+        raise Malformed(f"{len(body)} bytes are more than the {MAX_RECORD} that a record may have")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Malformed(str(error)) from error
+
+
+def _as_seen_by_callers(port: ServicePort) -> ServicePort:
+    return ServicePort(port.number, port.protocol, port.name)
+
+
+def _check_endpoints(endpoints: tuple[Endpoint, ...]) -> None:
+    addresses = set()
+    for endpoint in endpoints:
+        _check_address(endpoint.address, f"endpoint {endpoint.pod!r}")
+        if not is_dns_name(endpoint.account):
+            raise Malformed(f"endpoint {endpoint.pod!r} has no valid service account: {endpoint.account!r}")
+        if not is_dns_name(endpoint.pod):
+            raise Malformed(f"an endpoint has no valid pod name: {endpoint.pod!r}")
+        addresses.add(endpoint.address)
+    if len(addresses) < len(endpoints):
+        raise Malformed("two endpoints have the same address")
+
+
+def _check_gateway(gateway: GatewayAddress) -> None:
+    _check_address(gateway.address, "a gateway")
+    if gateway.port not in _PORTS:
+        raise Malformed(f"a gateway's port is out of range: {gateway.port}")
+
+
+def _check_address(text: str, what: str) -> None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError as error:
+        raise Malformed(f"{what} has no valid IP address: {text!r}") from error
+    if address.is_unspecified or address.is_multicast:
+        raise Malformed(f"{what} has an address that nobody can have: {text}")
