@@ -1,0 +1,180 @@
+"""Membership: `isthmus join` in one step, `join-request`, `grant` and `accept` for two operators, and `clusters`."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+from rich.console import RenderableType
+
+from deploy.cli.output import CommandFailed, ago, output_option, show, table
+from deploy.cli.targets import Targets, target_options
+from deploy.cli.trust import open_root, passphrase_option, root_option
+from federation.model import Liveness
+from federation.reports import ClusterReport, StatusReport
+from trust import joining
+from trust.joining import Grant, Introduction, JoinRequest
+
+
+@click.command()
+@click.argument("cluster")
+@click.option("--via", metavar="CLUSTER", help="A member that introduces it: how the new one finds the others.")
+@click.option("--replace", is_flag=True, help="Give the name to a new key: the cluster lost its old one.")
+@root_option
+@passphrase_option
+@target_options
+@output_option
+def join(
+    targets: Targets,
+    output: str,
+    *,
+    cluster: str,
+    via: str | None,
+    replace: bool,
+    root: Path,
+    passphrase_file: Path | None,
+) -> None:
+    """Make CLUSTER a member of the mesh: its request, the root's signature and the introduction in one step.
+
+    For an operator who reaches the control plane and the root. The first cluster of a mesh needs no --via.
+    """
+
+    async def run() -> tuple[Grant, StatusReport]:
+        async with targets.client(cluster) as newcomer:
+            request = await newcomer.join_request()
+            if request.cluster.name != cluster:
+                raise CommandFailed(
+                    f"the control plane that was asked is of cluster {request.cluster.name}, not of {cluster}",
+                    f"isthmus join {request.cluster.name} ...",
+                )
+            introductions = [] if via is None else [await _introduction(targets, via)]
+            signed = await asyncio.to_thread(
+                lambda: open_root(root, passphrase_file).grant(
+                    request, now=datetime.now(UTC), introductions=introductions, replace=replace
+                )
+            )
+            return signed, await newcomer.join(signed)
+
+    signed, status = asyncio.run(run())
+    others = [introduced.name for introduced in signed.introductions if introduced.name != cluster]
+    known = f"; it was introduced to {', '.join(others)}" if others else ""
+    show(status, output, lambda: f"{cluster} is a member of {signed.domain}{known}.")
+
+
+@click.command("join-request")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the request to this file.")
+@target_options
+def join_request(targets: Targets, *, out: Path | None) -> None:
+    """Print a cluster's request to become a member: send it to the operator who holds the root."""
+
+    async def ask() -> JoinRequest:
+        async with targets.one() as client:
+            return await client.join_request()
+
+    _write(joining.encode(asyncio.run(ask())), out)
+
+
+@click.command()
+@click.argument("request", type=click.File("rb"))
+@click.option("--introduce", metavar="CLUSTER", multiple=True, help="Ask this member for its gateways as of now.")
+@click.option("--replace", is_flag=True, help="Give the name to a new key: the cluster lost its old one.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the grant to this file.")
+@root_option
+@passphrase_option
+@target_options
+def grant(
+    targets: Targets,
+    *,
+    request: BinaryIO,
+    introduce: Sequence[str],
+    replace: bool,
+    out: Path | None,
+    root: Path,
+    passphrase_file: Path | None,
+) -> None:
+    """Sign the REQUEST of a cluster with the root, and print the grant: send it back. `-` reads standard input."""
+
+    async def introductions() -> list[Introduction]:
+        return [await _introduction(targets, name) for name in introduce]
+
+    signed = open_root(root, passphrase_file).grant(
+        joining.decode_request(request.read()),
+        now=datetime.now(UTC),
+        introductions=asyncio.run(introductions()),
+        replace=replace,
+    )
+    _write(joining.encode(signed), out)
+
+
+@click.command()
+@click.argument("grant", type=click.File("rb"))
+@target_options
+@output_option
+def accept(targets: Targets, output: str, *, grant: BinaryIO) -> None:
+    """Hand the GRANT to the cluster that asked for it. `-` reads standard input."""
+    signed = joining.decode_grant(grant.read())
+
+    async def run() -> StatusReport:
+        async with targets.client(signed.cluster) as client:
+            return await client.join(signed)
+
+    status = asyncio.run(run())
+    show(status, output, lambda: f"{status.cluster} is a member of {status.domain}.")
+
+
+@click.command()
+@target_options
+@output_option
+def clusters(targets: Targets, output: str) -> None:
+    """List the members of the mesh as one of them sees it: where they are, live or stale, what they offer."""
+
+    async def ask() -> tuple[ClusterReport, ...]:
+        async with targets.one() as client:
+            return await client.clusters()
+
+    answer = asyncio.run(ask())
+    show(answer, output, lambda: _render_clusters(answer, datetime.now(UTC)))
+
+
+def _render_clusters(answer: Sequence[ClusterReport], now: datetime) -> list[RenderableType]:
+    rows = [
+        (
+            member.name + (" (asked)" if member.is_self else ""),
+            member.network,
+            member.cloud or "-",
+            member.region,
+            ",".join(member.zones) or "-",
+            ", ".join(member.gateways) or "none",
+            member.state if member.since is None else f"{member.state} for {ago(member.since, now)}",
+            "-" if member.is_self else ago(member.heard, now),
+            f"{member.exports} {'out' if member.is_self else 'in'}",
+            *([f"by {member.introduced_by}"] if member.introduced_by else [""]),
+        )
+        for member in answer
+    ]
+    columns = ["CLUSTER", "NETWORK", "CLOUD", "REGION", "ZONES", "GATEWAYS", "STATE", "HEARD", "EXPORTS", "INTRODUCED"]
+    shown: list[RenderableType] = [table(columns, rows)]
+    refused = [(member.name, reason) for member in answer for reason in member.rejected]
+    if refused:
+        shown += ["", table(["CLUSTER", "REFUSED FROM IT"], refused)]
+    if any(member.state is Liveness.STALE for member in answer):
+        shown += ["", "A stale member is kept, but its endpoints come last."]
+    return shown
+
+
+async def _introduction(targets: Targets, name: str) -> Introduction:
+    async with targets.client(name) as client:
+        return await client.member()
+
+
+def _write(text: bytes, out: Path | None) -> None:
+    if out is None:
+        sys.stdout.buffer.write(text)
+        return
+    try:
+        out.write_bytes(text)
+    except OSError as error:
+        raise CommandFailed(f"{out} cannot be written: {error.strerror}", "name another file with --out") from error

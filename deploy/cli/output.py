@@ -1,0 +1,87 @@
+"""How the command line speaks: tables for people, JSON and YAML for programs, errors with a hint.
+
+Every command that shows something takes `-o table|json|yaml` (`output_option`) and ends in `show`.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import click
+import msgspec
+import yaml
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+_WIDTH_OF_A_PIPE = 160  # columns: rich would take 80 when stdout is no terminal and cut names in two
+
+
+class CommandFailed(Exception):
+    """A command could not do what it was asked to, and it is not a bug: shown as `error:` and `hint:`, exit code 1."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+def output_option(command: _Command) -> _Command:
+    """Adds `-o table|json|yaml` to a command: its parameter `output`."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json", "yaml"]),
+        default="table",
+        show_default=True,
+        help="How to print the answer.",
+    )(command)
+
+
+def show(value: object, output: str, render: Callable[[], RenderableType | Sequence[RenderableType]]) -> None:
+    """Prints `value`: as JSON, as YAML, or what `render` makes of it (a table, a text, or several)."""
+    match output:
+        case "json":
+            click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+        case "yaml":
+            click.echo(yaml.safe_dump(msgspec.to_builtins(value, builtin_types=()), sort_keys=False), nl=False)
+        case "table":
+            rendered = render()
+            console = stdout_console()
+            for part in [rendered] if isinstance(rendered, str) or not isinstance(rendered, Sequence) else rendered:
+                console.print(part)
+        case _:
+            raise ValueError(output)
+
+
+def stdout_console() -> Console:
+    """Returns a console on standard output that does not fold lines when it is a pipe."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE, highlight=False)
+
+
+def table(columns: Iterable[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> Table:
+    """Makes the plain table that every list is shown as. Cells are text, not rich markup."""
+    made = Table(box=None, pad_edge=False, title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(cell.replace("[", r"\[") for cell in row))
+    return made
+
+
+def ago(moment: datetime | None, now: datetime | None = None) -> str:
+    """Returns how long ago a moment was in one unit: `4s`, `7m`, `3h`, `2d`; `-` for None."""
+    if moment is None:
+        return "-"
+    return span((now or datetime.now(UTC)) - moment)
+
+
+def span(length: timedelta) -> str:
+    """Returns a span of time in its largest whole unit: `4s`, `7m`, `3h`, `2d`."""
+    seconds = max(0, round(length.total_seconds()))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= 2 * size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

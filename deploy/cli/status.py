@@ -1,0 +1,181 @@
+"""`isthmus status`, `services` and `proxies`: what a control plane says about itself and its proxies."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import chain
+
+import click
+import msgspec
+from rich.console import RenderableType
+
+from deploy.cli.admin_client import AdminClient, ControlUnreachable
+from deploy.cli.output import ago, output_option, show, span, table
+from deploy.cli.targets import Targets, target_options
+from federation.model import Finding, Severity
+from federation.reports import ProxyReport, ServiceReport, StatusReport, TypeReport
+
+
+class Silent(msgspec.Struct, frozen=True):
+    """A control plane that did not answer."""
+
+    cluster: str
+    error: str
+
+
+@click.command()
+@target_options
+@output_option
+def status(targets: Targets, output: str) -> None:
+    """Show how each control plane is, and what is wrong with the objects it was given.
+
+    Fails when a control plane does not answer, is not ready, or has an object in error.
+    """
+    answers = asyncio.run(_status_of_all(targets.all()))
+    show(answers, output, lambda: _render_status(answers, datetime.now(UTC)))
+    if not all(isinstance(answer, StatusReport) and answer.is_ready and not _errors(answer) for answer in answers):
+        raise SystemExit(1)
+
+
+@click.command()
+@click.option("-n", "--namespace", default="", help="Only this namespace.")
+@target_options
+@output_option
+def services(targets: Targets, output: str, namespace: str) -> None:
+    """List the services that a cluster knows, and where their ready endpoints are."""
+
+    async def ask() -> tuple[ServiceReport, ...]:
+        async with targets.one() as client:
+            return await client.services()
+
+    answer = tuple(service for service in asyncio.run(ask()) if namespace in ("", service.namespace))
+    show(answer, output, lambda: _render_services(answer))
+
+
+@click.command()
+@target_options
+@output_option
+def proxies(targets: Targets, output: str) -> None:
+    """List the proxies of each cluster: what they acknowledged, what they rejected and why."""
+
+    async def ask() -> tuple[ProxyReport, ...]:
+        return tuple(chain.from_iterable([await _proxies_of(client) for client in targets.all().values()]))
+
+    answer = asyncio.run(ask())
+    show(answer, output, lambda: _render_proxies(answer, datetime.now(UTC)))
+
+
+async def _proxies_of(client: AdminClient) -> tuple[ProxyReport, ...]:
+    async with client:
+        return await client.proxies()
+
+
+async def _status_of_all(clients: Mapping[str, AdminClient]) -> tuple[StatusReport | Silent, ...]:
+    async def ask(name: str, client: AdminClient) -> StatusReport | Silent:
+        try:
+            async with client:
+                return await client.status()
+        except ControlUnreachable as error:
+            return Silent(name, error.message)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(ask(name, client)) for name, client in clients.items()]
+    return tuple(task.result() for task in tasks)
+
+
+def _errors(status: StatusReport) -> list[Finding]:
+    return [finding for finding in status.findings if finding.severity is Severity.ERROR]
+
+
+def _render_status(answers: Sequence[StatusReport | Silent], now: datetime) -> list[RenderableType]:
+    rows = []
+    findings: list[tuple[str, ...]] = []
+    for answer in answers:
+        if isinstance(answer, Silent):
+            rows.append((answer.cluster, "-", f"silent: {answer.error}", *"-" * 7))
+            continue
+        state = "ready" if answer.is_ready else f"waits for {', '.join(answer.waiting_for)}"
+        rows.append(
+            (
+                answer.cluster,
+                answer.replica + ("*" if answer.is_leader else ""),
+                state if answer.is_joined else "not joined",
+                str(answer.clusters),
+                f"{answer.services} ({answer.exports} exported)",
+                str(answer.imports),
+                f"{answer.ready_pods}/{answer.pods}",
+                f"{answer.proxies_in_step}/{answer.proxies}",
+                "-" if answer.certificate_expires is None else span(answer.certificate_expires - now),
+                ago(answer.started, now),
+            )
+        )
+        findings += [
+            (
+                answer.cluster,
+                finding.severity,
+                f"{finding.where}:{finding.line}" if finding.line else finding.where,
+                finding.object,
+                finding.field,
+                finding.message,
+                finding.hint,
+            )
+            for finding in answer.findings
+        ]
+    columns = ["CLUSTER", "REPLICA", "STATE", "MEMBERS", "SERVICES", "IMPORTS", "PODS READY", "PROXIES IN STEP"]
+    shown: list[RenderableType] = [table([*columns, "CERT LEFT", "AGE"], rows)]
+    if findings:
+        shown += ["", table(["CLUSTER", "SEVERITY", "FILE", "OBJECT", "FIELD", "MESSAGE", "HINT"], findings)]
+    return shown
+
+
+def _render_services(answer: Sequence[ServiceReport]) -> RenderableType:
+    rows = []
+    for service in answer:
+        where = [f"{place.cluster}/{place.zone or place.region or '-'} {place.endpoints}" for place in service.places]
+        scope = ["local"] * service.is_local + ["exported"] * service.is_exported
+        rows.append(
+            (
+                service.namespace,
+                service.name,
+                ", ".join(service.ports),
+                ", ".join(scope or ["imported"]),
+                ", ".join(where) or "no ready endpoint",
+            )
+        )
+    return table(["NAMESPACE", "NAME", "PORTS", "SCOPE", "READY ENDPOINTS"], rows)
+
+
+def _render_proxies(answer: Sequence[ProxyReport], now: datetime) -> list[RenderableType]:
+    rows = [
+        (
+            proxy.node,
+            proxy.role,
+            proxy.replica,
+            "in step"
+            if proxy.is_in_step
+            else "behind"
+            if not proxy.rejections
+            else f"{len(proxy.rejections)} rejected",
+            *(_delivery(proxy.types, kind) for kind in ("Cluster", "ClusterLoadAssignment", "Listener")),
+            *(_delivery(proxy.types, kind) for kind in ("RouteConfiguration", "Secret")),
+            ago(proxy.connected_since, now),
+        )
+        for proxy in answer
+    ]
+    columns = ["PROXY", "ROLE", "REPLICA", "STATE", "CLUSTERS", "ENDPOINTS", "LISTENERS", "ROUTES", "SECRETS", "AGE"]
+    rejected = [
+        (proxy.node, rejection.type, rejection.name, rejection.message, ago(rejection.since, now))
+        for proxy in answer
+        for rejection in proxy.rejections
+    ]
+    shown: list[RenderableType] = [table(columns, rows)]
+    if rejected:
+        shown += ["", table(["PROXY", "REJECTED TYPE", "NAME", "WHY", "SINCE"], rejected)]
+    return shown
+
+
+def _delivery(types: Sequence[TypeReport], kind: str) -> str:
+    for one in types:
+        if one.type == kind:
+            return f"{one.acknowledged}/{one.sent}" + (" stalled" if one.is_stalled else "")
+    return "-"

@@ -1,0 +1,163 @@
+"""`isthmus trust`: the root of the mesh, kept offline. `isthmus token`: what proxies prove themselves with."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import RenderableType
+
+from deploy.cli.output import CommandFailed, output_option, show, table
+from deploy.cli.targets import Targets, target_options
+from federation.reports import TokenReport
+from trust.authority import ROOT_LIFETIME, Root
+from trust.certificates import CertificateSummary, describe
+from trust.joining import Introduction
+from trust.spiffe import InvalidName, parse_domain
+
+
+class RootReport(msgspec.Struct, frozen=True):
+    """What people want to know of a root."""
+
+    directory: str
+    domain: str
+    certificate: CertificateSummary
+    members: tuple[Introduction, ...]
+
+
+def root_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds --root DIR: the parameter `root`."""
+    return click.option(
+        "--root",
+        required=True,
+        envvar="ISTHMUS_ROOT",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Directory of the mesh's root, made by `isthmus trust init`.",
+    )(command)
+
+
+def passphrase_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds --passphrase-file FILE: the parameter `passphrase_file`."""
+    return click.option(
+        "--passphrase-file",
+        envvar="ISTHMUS_ROOT_PASSPHRASE_FILE",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="File with the passphrase of the root's key; asked for when it is needed and not given.",
+    )(command)
+
+
+def open_root(directory: Path, passphrase_file: Path | None) -> Root:
+    """Opens the root, asks for its passphrase if it has one. Raises trust's Refusals and CommandFailed."""
+    passphrase = None if passphrase_file is None else _read_passphrase(passphrase_file)
+    if passphrase is None and Root.needs_passphrase(directory):
+        if not sys.stdin.isatty():
+            raise CommandFailed(f"the root in {directory} has a passphrase", "give it with --passphrase-file FILE")
+        passphrase = click.prompt("Passphrase of the root", hide_input=True, err=True).encode()
+    return Root.open(directory, now=datetime.now(UTC), passphrase=passphrase)
+
+
+@click.group()
+def trust() -> None:
+    """Make and look at the root of the mesh."""
+
+
+@trust.command()
+@click.option("--domain", required=True, help="Name of the mesh, such as mesh.example: part of every identity.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Directory to make.")
+@click.option("--lifetime-days", type=click.IntRange(min=1), default=ROOT_LIFETIME.days, show_default=True)
+@click.option("--ask-passphrase", is_flag=True, help="Ask for a passphrase that encrypts the key.")
+@passphrase_option
+@output_option
+def init(
+    output: str,
+    *,
+    domain: str,
+    out: Path,
+    lifetime_days: int,
+    ask_passphrase: bool,
+    passphrase_file: Path | None,
+) -> None:
+    """Make the root of a new mesh: a key that signs clusters. Keep the directory offline and safe."""
+    try:
+        mesh = parse_domain(domain)
+    except InvalidName as error:
+        raise CommandFailed(str(error), "isthmus trust init --domain mesh.example --out DIR") from error
+    passphrase = None if passphrase_file is None else _read_passphrase(passphrase_file)
+    if ask_passphrase and passphrase is None:
+        prompt = "Passphrase of the new root"
+        passphrase = click.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True).encode()
+    now = datetime.now(UTC)
+    root = Root.init(out, mesh, now=now, passphrase=passphrase, lifetime=timedelta(days=lifetime_days))
+    made = _report(out, root)
+    show(made, output, lambda: f"The root of {mesh} is in {out}. Next: isthmus join CLUSTER --root {out}")
+
+
+@trust.command("show")
+@root_option
+@passphrase_option
+@output_option
+def show_root(output: str, *, root: Path, passphrase_file: Path | None) -> None:
+    """Show the root's certificate and whom it made members."""
+    found = _report(root, open_root(root, passphrase_file))
+    show(found, output, lambda: _render(found))
+
+
+@click.group()
+def token() -> None:
+    """Make the tokens that proxies prove themselves with."""
+
+
+@token.command()
+@click.option("-n", "--namespace", default="", help="Namespace of the workload.")
+@click.option("--service-account", default="", help="Service account of the workload.")
+@click.option("--gateway", is_flag=True, help="For the east-west gateways of the cluster, instead of a workload.")
+@target_options
+@output_option
+def create(targets: Targets, output: str, *, namespace: str, service_account: str, gateway: bool) -> None:
+    """Make a join token for the proxies of one service account, and print it: it is told this once only."""
+    if gateway == bool(namespace or service_account):
+        raise click.UsageError("give either --gateway, or --namespace and --service-account")
+    if not gateway and not (namespace and service_account):
+        raise click.UsageError("a workload has both: --namespace and --service-account")
+
+    async def ask() -> TokenReport:
+        async with targets.one() as client:
+            if gateway:
+                return await client.create_token("isthmus-system", "gateway", "gateway")
+            return await client.create_token(namespace, service_account, "sidecar")
+
+    made = asyncio.run(ask())
+    show(made, output, lambda: made.token)
+
+
+def _report(directory: Path, root: Root) -> RootReport:
+    return RootReport(str(directory), root.domain, describe(root.certificate), root.members())
+
+
+def _render(found: RootReport) -> list[RenderableType]:
+    certificate = found.certificate
+    facts = [
+        ("domain", found.domain),
+        ("serial", certificate.serial),
+        ("SHA-256", certificate.fingerprint),
+        ("valid", f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"),
+    ]
+    members = [
+        (member.name, member.network, member.region, ", ".join(f"{g.address}:{g.port}" for g in member.gateways))
+        for member in found.members
+    ]
+    return [
+        table(["ROOT", str(found.directory)], facts),
+        "",
+        table(["MEMBER", "NETWORK", "REGION", "GATEWAYS"], members),
+    ]
+
+
+def _read_passphrase(file: Path) -> bytes:
+    try:
+        return file.read_bytes().rstrip(b"\r\n")
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be read: {error.strerror}", "check --passphrase-file") from error

@@ -1,0 +1,161 @@
+"""The admin API of a control plane: JSON over HTTP, by aiohttp. What it serves is made elsewhere (`AdminBackend`).
+
+    GET  /healthz /readyz /metrics                       open to all: probes and Prometheus
+    GET  /v1/status /v1/clusters /v1/services /v1/proxies
+    GET  /v1/join-request    POST /v1/join               how a cluster becomes a member
+    GET  /v1/member                                      how this cluster introduces itself
+    POST /v1/tokens                                      a join token for proxies, told once
+
+All of /v1 wants `authorization: Bearer <admin token>`. Every refusal is `{"error": ..., "hint": ...}`.
+"""
+
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from federation.reports import ClusterReport, ErrorReport, ProxyReport, ServiceReport, StatusReport, TokenReport
+from federation.telemetry import CONTENT_TYPE
+from trust.joining import Grant, Introduction, JoinRequest
+from trust.refusals import Refusal
+
+log = logging.getLogger(__name__)
+
+_Body = TypeVar("_Body")
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_MAX_BODY = 1 << 20  # bytes: a grant is some kilobytes
+
+
+class TokenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/tokens: `role` is "sidecar" or "gateway"."""
+
+    namespace: str
+    account: str
+    role: str = "sidecar"
+
+
+class AdminRefused(Refusal):
+    """The control plane will not do what was asked; `status` is the HTTP status."""
+
+    def __init__(self, message: str, hint: str, *, status: int) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
+class AdminBackend(Protocol):
+    """What the admin API asks of the control plane. Those that refuse raise a Refusal: answered by 409."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Says whether proxies are served."""
+
+    def status(self) -> StatusReport: ...
+    def clusters(self) -> tuple[ClusterReport, ...]: ...
+    def services(self) -> tuple[ServiceReport, ...]: ...
+    def proxies(self) -> tuple[ProxyReport, ...]: ...
+    def member(self) -> Introduction: ...
+    def metrics(self) -> bytes: ...
+    async def join_request(self) -> JoinRequest: ...
+    async def join(self, grant: Grant) -> None: ...
+    async def create_token(self, order: TokenOrder) -> TokenReport: ...
+
+
+def admin_app(backend: AdminBackend, token: str) -> web.Application:
+    """Makes the application; `token` opens /v1."""
+    routes = web.RouteTableDef()
+
+    @routes.get("/healthz")
+    async def _(_request: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    @routes.get("/readyz")
+    async def _(_request: web.Request) -> web.Response:
+        return web.Response(text="ready\n") if backend.is_ready else web.Response(status=503, text="not ready\n")
+
+    @routes.get("/metrics")
+    async def _(_request: web.Request) -> web.Response:
+        return web.Response(body=backend.metrics(), headers={"content-type": CONTENT_TYPE})
+
+    @routes.get("/v1/status")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(backend.status())
+
+    @routes.get("/v1/clusters")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(backend.clusters())
+
+    @routes.get("/v1/services")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(backend.services())
+
+    @routes.get("/v1/proxies")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(backend.proxies())
+
+    @routes.get("/v1/member")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(backend.member())
+
+    @routes.get("/v1/join-request")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(await backend.join_request())
+
+    @routes.post("/v1/join")
+    async def _(request: web.Request) -> web.Response:
+        await backend.join(await _body(request, Grant))
+        return _json(backend.status())
+
+    @routes.post("/v1/tokens")
+    async def _(request: web.Request) -> web.Response:
+        return _json(await backend.create_token(await _body(request, TokenOrder)))
+
+    app = web.Application(middlewares=[_refusals, _only_with(token)], client_max_size=_MAX_BODY)
+    app.add_routes(routes)
+    return app
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+async def _body(request: web.Request, expected: type[_Body]) -> _Body:
+    try:
+        return msgspec.json.decode(await request.read(), type=expected)
+    except msgspec.MsgspecError as error:
+        raise AdminRefused(
+            f"the body is no {expected.__name__}: {error}", "see federation/admin.py", status=400
+        ) from error
+
+
+@web.middleware
+async def _refusals(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refusal as error:
+        log.info("admin request refused", extra={"path": request.path, "reason": error.message})
+        status = error.status if isinstance(error, AdminRefused) else 409
+        return _json(ErrorReport(error.message, error.hint), status)
+    except web.HTTPException as error:
+        return _json(ErrorReport(f"{request.method} {request.path}: {error.reason}"), error.status)
+
+
+def _only_with(token: str) -> Middleware:
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        given = request.headers.get("authorization", "").encode()
+        if request.path.startswith("/v1/") and not hmac.compare_digest(given, expected):
+            raise AdminRefused(
+                "the admin token is missing or wrong",
+                "it stands in <data>/admin-token of the control plane: --admin-token-file names the file",
+                status=401,
+            )
+        return await handler(request)
+
+    return check

@@ -1,0 +1,129 @@
+"""What a control plane says about itself: the values that the admin API serves and the command line shows.
+
+Pure values; JSON by msgspec. Moments are aware UTC. Optional text is `""`.
+"""
+
+from datetime import datetime
+
+import msgspec
+
+from federation.model import Finding, Liveness
+
+
+class StatusReport(msgspec.Struct, frozen=True):
+    """The health of one control plane replica.
+
+    `waiting_for` names what must be listed before proxies are served ("source", "etcd", "join"); empty when ready.
+    `leader` is the replica that leads as etcd last said, empty when unknown.
+    """
+
+    cluster: str
+    domain: str
+    replica: str
+    is_joined: bool
+    is_ready: bool
+    waiting_for: tuple[str, ...]
+    is_leader: bool
+    leader: str
+    revision: int
+    started: datetime
+    services: int
+    exports: int
+    pods: int
+    ready_pods: int
+    imports: int
+    clusters: int
+    proxies: int
+    proxies_in_step: int
+    certificate_expires: datetime | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+class ClusterReport(msgspec.Struct, frozen=True):
+    """One member of the mesh as the asked cluster sees it.
+
+    `exports` counts the services that this member offers; `via` is the gateway over which the asked replica hears it
+    now (only the leader does); `rejected` says what was refused from it and why.
+    """
+
+    name: str
+    is_self: bool
+    network: str
+    region: str
+    cloud: str
+    zones: tuple[str, ...]
+    gateways: tuple[str, ...]
+    state: Liveness
+    since: datetime | None
+    heard: datetime | None
+    exports: int
+    introduced_by: str = ""
+    via: str = ""
+    rejected: tuple[str, ...] = ()
+
+
+class PlaceReport(msgspec.Struct, frozen=True):
+    """How many ready endpoints a service has in one zone of one member."""
+
+    cluster: str
+    region: str
+    zone: str
+    endpoints: int
+
+
+class ServiceReport(msgspec.Struct, frozen=True):
+    """One service name as the asked cluster sees it: here, in the others, or both."""
+
+    namespace: str
+    name: str
+    ports: tuple[str, ...]
+    is_local: bool
+    is_exported: bool
+    places: tuple[PlaceReport, ...]
+
+
+class TypeReport(msgspec.Struct, frozen=True):
+    """Delivery of one xDS type to one proxy: how many resources it should have and how many it acknowledged."""
+
+    type: str
+    sent: int
+    acknowledged: int
+    is_stalled: bool = False
+
+
+class RejectionReport(msgspec.Struct, frozen=True):
+    """A resource that a proxy refused: it is not sent again until it changes."""
+
+    type: str
+    name: str
+    message: str
+    since: datetime
+
+
+class ProxyReport(msgspec.Struct, frozen=True):
+    """One proxy on an ADS stream of the asked replica."""
+
+    node: str
+    role: str
+    replica: str
+    connected_since: datetime
+    revision: int
+    is_in_step: bool
+    types: tuple[TypeReport, ...]
+    rejections: tuple[RejectionReport, ...] = ()
+
+
+class TokenReport(msgspec.Struct, frozen=True):
+    """A join token, told once: only its digest is kept."""
+
+    token: str
+    namespace: str
+    account: str
+    role: str
+
+
+class ErrorReport(msgspec.Struct, frozen=True):
+    """The body of every answer that is not 2xx."""
+
+    error: str
+    hint: str = ""

@@ -1,0 +1,114 @@
+"""The metrics of a control plane, every name of them, as Prometheus text. By opentelemetry-sdk, without its globals.
+
+Labels are bounded: never a pod, an address or a version. Two kinds of source: events that are told as they happen
+(`Telemetry.converged`), and gauges that are read from the process when somebody scrapes (`Gauges`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+import msgspec
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+CONVERGENCE = "isthmus.convergence"
+PROXIES = "isthmus.proxies"
+PROXIES_IN_STEP = "isthmus.proxies.in_step"
+REJECTIONS = "isthmus.rejections"
+PEERS = "isthmus.peers"
+FINDINGS = "isthmus.findings"
+OBJECTS = "isthmus.objects"
+REVISION = "isthmus.revision"
+LEADING = "isthmus.leading"
+CERTIFICATE_LEFT = "isthmus.certificate.left"
+
+SCOPE, ROLE, TYPE, STATE, SEVERITY, KIND = "scope", "role", "type", "state", "severity", "kind"
+
+# Seconds. A healthy local change takes some 20 ms, a remote one some 100 ms; a minute means that a proxy was away.
+_CONVERGENCE_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+_NONE: Mapping[str, int] = MappingProxyType({})
+
+
+class Gauges(msgspec.Struct, frozen=True):
+    """What the process looks like at the moment of a scrape.
+
+    `rejections` counts by short xDS type, `peers` by liveness, `findings` by severity, `objects` by kind, `proxies` and
+    `proxies_in_step` by role. `certificate_left` is in seconds.
+    """
+
+    revision: int = 0
+    is_leading: bool = False
+    certificate_left: float = 0.0
+    proxies: Mapping[str, int] = _NONE
+    proxies_in_step: Mapping[str, int] = _NONE
+    rejections: Mapping[str, int] = _NONE
+    peers: Mapping[str, int] = _NONE
+    findings: Mapping[str, int] = _NONE
+    objects: Mapping[str, int] = _NONE
+
+
+class Telemetry:
+    """The metrics of one process. `read` is called at every scrape, on the thread that calls `text`."""
+
+    def __init__(self, cluster: str, replica: str, read: Callable[[], Gauges]) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        buckets = ExplicitBucketHistogramAggregation(boundaries=_CONVERGENCE_BUCKETS)
+        self._provider = MeterProvider(
+            metric_readers=[PrometheusMetricReader(registry=self._registry, scope_info_enabled=False)],
+            resource=Resource(
+                {"service.name": "isthmus-control", "isthmus.cluster": cluster, "isthmus.replica": replica}
+            ),
+            shutdown_on_exit=False,
+            views=[View(instrument_type=Histogram, instrument_name=CONVERGENCE, aggregation=buckets)],
+        )
+        meter = self._provider.get_meter("isthmus")
+        self._convergence = meter.create_histogram(
+            CONVERGENCE, "s", "From the first sight of a change anywhere to its acknowledgement by a proxy."
+        )
+        self._read = read
+        self._gauges = Gauges()
+
+        def single(name: str, unit: str, value: Callable[[Gauges], float], text: str) -> None:
+            def observe(_: CallbackOptions) -> Iterable[Observation]:
+                return [Observation(value(self._gauges))]
+
+            meter.create_observable_gauge(name, [observe], unit, text)
+
+        def labelled(name: str, label: str, values: Callable[[Gauges], Mapping[str, int]], text: str) -> None:
+            def observe(_: CallbackOptions) -> Iterable[Observation]:
+                return [Observation(count, {label: key}) for key, count in values(self._gauges).items()]
+
+            meter.create_observable_gauge(name, [observe], description=text)
+
+        single(REVISION, "", lambda now: now.revision, "Revision of the picture of this replica.")
+        single(LEADING, "", lambda now: int(now.is_leading), "1 when this replica leads its cluster.")
+        single(CERTIFICATE_LEFT, "s", lambda now: now.certificate_left, "Time until the control plane's leaf expires.")
+        labelled(PROXIES, ROLE, lambda now: now.proxies, "Proxies connected to this replica.")
+        labelled(
+            PROXIES_IN_STEP, ROLE, lambda now: now.proxies_in_step, "Proxies that acknowledged all they should have."
+        )
+        labelled(REJECTIONS, TYPE, lambda now: now.rejections, "Resources that proxies refuse now.")
+        labelled(PEERS, STATE, lambda now: now.peers, "Other members of the mesh.")
+        labelled(FINDINGS, SEVERITY, lambda now: now.findings, "What is wrong with the objects of this cluster.")
+        labelled(OBJECTS, KIND, lambda now: now.objects, "Objects in the picture.")
+
+    def converged(self, seconds: float, is_remote: bool) -> None:
+        """Notes that a proxy has acknowledged a change `seconds` after it was first seen, here or at a peer."""
+        self._convergence.record(seconds, {SCOPE: "remote" if is_remote else "local"})
+
+    def text(self) -> bytes:
+        """Returns all metrics in the text format of Prometheus (CONTENT_TYPE)."""
+        self._gauges = self._read()
+        return generate_latest(self._registry)
+
+    def close(self) -> None:
+        """Ends the provider; `text` must not be called afterwards."""
+        self._provider.shutdown()
