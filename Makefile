@@ -38,4 +38,4 @@ lock: ## renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 protos: venv ## regenerate federation/etcd_api from its .proto
-	$(BIN)/python -m grpc_tools.protoc -I federation/etcd_api --python_out=federation/etcd_api federation/etcd_api/etcd_rpc.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. federation/etcd_api/etcd_kv.proto federation/etcd_api/etcd_rpc.proto
