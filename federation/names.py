@@ -49,6 +49,20 @@ def parse_host(host: str) -> tuple[ServiceKey, bool] | None:
     return None
 
 
+def complete_host(host: str, namespace: Namespace) -> str:
+    """Returns the full name of a service that is written as Kubernetes users write it in a pod of `namespace`.
+
+    `cart`, `cart.shop` and `cart.shop.svc` are completed to the local name; any other text is returned as it is.
+    """
+    match host.lower().removesuffix(".").split("."):
+        case [name] if name:
+            return local_host(ServiceKey(namespace, name))
+        case [name, of] | [name, of, "svc"]:
+            return local_host(ServiceKey(Namespace(of), name))
+        case labels:
+            return ".".join(labels)
+
+
 def outbound_upstream(host: str, port: int) -> UpstreamName:
     """Returns the Envoy cluster for calls to a service port: `outbound|80|cart.shop.svc.cluster.local`."""
     return UpstreamName(f"outbound|{port}|{host}")
@@ -63,9 +77,9 @@ def parse_outbound_upstream(name: str) -> tuple[str, int] | None:
             return None
 
 
-def inbound_upstream(port: int) -> UpstreamName:
-    """Returns the Envoy cluster that leads from a sidecar to the app beside it, by the app's port."""
-    return UpstreamName(f"inbound|{port}")
+def inbound_upstream(port: int, *, is_http2: bool = False) -> UpstreamName:
+    """Returns the Envoy cluster that leads from a sidecar to the app beside it, by the app's port and what it speaks."""
+    return UpstreamName(f"inbound|{port}|h2c" if is_http2 else f"inbound|{port}")
 
 
 def tcp_use_listener(listen_port: int) -> str:
@@ -132,6 +146,11 @@ def member_key(cluster: ClusterName) -> str:
 def export_key(cluster: ClusterName, key: ServiceKey) -> str:
     """Returns the etcd key of what `cluster` offers under `key`."""
     return f"{ETCD_PREFIX}exports/{cluster}/{key.namespace}/{key.name}"
+
+
+def export_prefix(cluster: ClusterName) -> str:
+    """Returns the prefix of all etcd keys of what `cluster` offers."""
+    return f"{ETCD_PREFIX}exports/{cluster}/"
 
 
 def freshness_key(cluster: ClusterName) -> str:
