@@ -5,8 +5,8 @@ member cluster makes the key of its own intermediate, asks for a certificate (`j
 short-lived certificates of its workloads by itself (`issuance`), to whoever shows a token it knows (`attestation`).
 
     root (offline, pathlen 1)
-     └─ intermediate of east: may only speak for spiffe://east.<domain>/... and *.east.<domain>   (X.509 name constraints)
-         └─ leaf: spiffe://east.<domain>/ns/shop/sa/cart, hours to live                           (SPIFFE X509-SVID)
+     └─ intermediate of east: speaks for spiffe://east.<domain>/... and *.east.<domain> alone   (X.509 name constraints)
+         └─ leaf: spiffe://east.<domain>/ns/shop/sa/cart, hours to live                        (SPIFFE X509-SVID)
 
 `spiffe` makes and parses the names, `certificates` the certificates (pure: time and lifetimes are arguments), `custody`
 keeps a CA key. Whatever is refused here is a `refusals.Refusal`: it says what is wrong and what to do next.
