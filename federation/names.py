@@ -26,6 +26,14 @@ GATEWAY_ROUTES = "east-west"
 FEDERATION_UPSTREAM = UpstreamName("federation")
 CONNECT_UPSTREAM = UpstreamName("outbound-connect")
 
+UPSTREAM_HEADER = "x-isthmus-upstream"
+"""Response header of a sidecar to its app: who answered, as `<cluster>/<zone>/<namespace>/<pod>`."""
+FLAGS_HEADER = "x-isthmus-flags"
+"""Response header between sidecars: the reply is the far sidecar's own, and these are Envoy's flags of what went wrong."""
+GATEWAY_ENDPOINT_HEADER = "x-isthmus-endpoint"
+"""CONNECT header to a gateway: the pod that is meant, as `<address>:<port>`."""
+GATEWAY_HEALTH_PATH = "/healthz"
+
 ETCD_PREFIX = "/isthmus/v1/"
 
 
