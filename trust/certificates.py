@@ -120,7 +120,7 @@ def make_root(
 def make_request(key: ec.EllipticCurvePrivateKey, cluster: ClusterName, domain: MeshDomain, statement: str) -> bytes:
     """Makes a certificate request (PEM) for the intermediate of `cluster`: proof that its maker holds the key.
 
-    `statement`, 1 to 64 characters, is signed with it: the digest of what the cluster says of itself beside the request.
+    `statement`, 1 to 64 characters, is signed with it: the digest of what the cluster says beside the request.
     """
     subject = _tagged_name(cluster, domain, statement)
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
@@ -144,9 +144,7 @@ def check_request(pem: bytes, cluster: ClusterName, domain: MeshDomain, statemen
         raise CertificateRefused("the certificate request is not signed by its own key", hint)
     if (subject := request.subject) != _tagged_name(cluster, domain, statement):
         if list(subject)[:-1] == list(_name(cluster, domain)):
-            raise CertificateRefused(
-                "the request was changed after it was made: its signature is for other words", hint
-            )
+            raise CertificateRefused("the request was changed after it was made: it says what was not signed", hint)
         message = f"the certificate request is for {subject.rfc4514_string()!r}, not for {cluster} of {domain}"
         raise CertificateRefused(message, hint)
     return key

@@ -30,6 +30,8 @@ _RENEW_AFTER = 0.5
 """Part of the lifetime: the other half is for a control plane that is away."""
 _RENEW_JITTER = 0.1
 """Part of that time, either way: proxies that started together do not renew together."""
+_RENEW_NO_SOONER = timedelta(seconds=5)
+"""Halves of a time that ends with the intermediate grow ever shorter: a bound on the storm before it."""
 
 
 class IssuanceRefused(Refusal):
@@ -115,7 +117,7 @@ class Issuer:
             key_pem=key_pem(key),
             not_before=leaf.not_valid_before_utc,
             not_after=leaf.not_valid_after_utc,
-            renew_at=now + (leaf.not_valid_after_utc - now) * part,
+            renew_at=now + max((leaf.not_valid_after_utc - now) * part, _RENEW_NO_SOONER),
         )
 
     def _system_names(self, identity: Identity) -> tuple[str, ...]:

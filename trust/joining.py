@@ -5,9 +5,9 @@
     check_grant                       <----   Grant(intermediate, root, introductions, expires), signed by the root
 
 Neither file is secret, and neither can be changed on its way: a request is signed by the key that it is made for, which
-proves at once that its maker holds that key. A grant is of use to the holder of that key alone; the root's signature keeps its date and its
-introductions as they were. That the root is the right one, nobody can prove to a newcomer: its operator hands over
-the grant on a way that both trust, and `describe(root).fingerprint` is there to compare.
+proves at once that its maker holds that key; a grant, of use to the holder of that key alone, is signed by the root.
+That the root is the right one, nobody can prove to a newcomer: its operator hands over the grant on a way that both
+trust, and `describe(root).fingerprint` is there to compare.
 """
 
 import base64
@@ -113,8 +113,7 @@ def make_join_request(
         created=now.astimezone(UTC).replace(microsecond=0),
     )
     csr = certificates.make_request(key, about.name, domain, _statement(request))
-    request = msgspec.structs.replace(request, csr=csr.decode())
-    return request
+    return msgspec.structs.replace(request, csr=csr.decode())
 
 
 def check_request(request: JoinRequest, *, domain: MeshDomain) -> ec.EllipticCurvePublicKey:
@@ -138,6 +137,11 @@ def check_request(request: JoinRequest, *, domain: MeshDomain) -> ec.EllipticCur
 
 def check_introduction(about: Introduction) -> None:
     """Checks the names and addresses of a cluster as others describe it; raises JoinRefused."""
+    try:
+        msgspec.convert(msgspec.to_builtins(about), Introduction)  # the same bounds when it came from no file
+    except msgspec.ValidationError as error:
+        message = f"{about.name!r} describes itself badly: {error}"
+        raise JoinRefused(message, "check its network, its place and its gateways") from error
     try:
         parse_cluster(about.name)
     except InvalidName as error:
