@@ -29,7 +29,7 @@ CONNECT_UPSTREAM = UpstreamName("outbound-connect")
 UPSTREAM_HEADER = "x-isthmus-upstream"
 """Response header of a sidecar to its app: who answered, as `<cluster>/<zone>/<namespace>/<pod>`."""
 FLAGS_HEADER = "x-isthmus-flags"
-"""Response header between sidecars: the reply is the far sidecar's own, and these are Envoy's flags of what went wrong."""
+"""Response header between sidecars: a reply of the far sidecar itself, with Envoy's flags of what went wrong."""
 GATEWAY_ENDPOINT_HEADER = "x-isthmus-endpoint"
 """CONNECT header to a gateway: the pod that is meant, as `<address>:<port>`."""
 GATEWAY_HEALTH_PATH = "/healthz"
@@ -86,7 +86,7 @@ def parse_outbound_upstream(name: str) -> tuple[str, int] | None:
 
 
 def inbound_upstream(port: int, *, is_http2: bool = False) -> UpstreamName:
-    """Returns the Envoy cluster that leads from a sidecar to the app beside it, by the app's port and what it speaks."""
+    """Returns the Envoy cluster that leads from a sidecar to the app beside it, by the app's port and protocol."""
     return UpstreamName(f"inbound|{port}|h2c" if is_http2 else f"inbound|{port}")
 
 

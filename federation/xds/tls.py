@@ -1,0 +1,118 @@
+"""TLS between proxies: TLS 1.3, certificates and roots by SDS, the other side known by its SPIFFE id. Pure."""
+
+from collections.abc import Iterable
+
+from envoy.config.core.v3 import base_pb2
+from envoy.config.rbac.v3 import rbac_pb2
+from envoy.extensions.rbac.principals.mtls_authenticated.v3 import mtls_authenticated_pb2
+from envoy.extensions.transport_sockets.internal_upstream.v3 import internal_upstream_pb2
+from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tls_pb2
+from envoy.type.matcher.v3 import regex_pb2, string_pb2
+from envoy.type.metadata.v3 import metadata_pb2
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from federation.names import TRUST_BUNDLE_SECRET, WORKLOAD_SECRET
+from federation.xds.builders import ads, any_of, extension
+from trust.spiffe import MeshDomain, SpiffeId, any_identity_pattern
+
+
+def upstream_tls(sni: str, identities: Iterable[SpiffeId], *, alpn: str) -> base_pb2.TransportSocket:
+    """Returns mutual TLS to a peer that must be one of `identities`, at least one. An empty `alpn` offers none."""
+    matchers = [_uri_matcher(string_pb2.StringMatcher(exact=identity)) for identity in identities]
+    if not matchers:
+        raise ValueError(f"nobody to expect behind {sni}: Envoy takes an empty list for anybody")
+    context = tls_pb2.UpstreamTlsContext(sni=sni, common_tls_context=_common(matchers, alpn))
+    return _transport_socket("envoy.transport_sockets.tls", context)
+
+
+def downstream_tls(domain: MeshDomain, *, alpn: str) -> base_pb2.TransportSocket:
+    """Returns mutual TLS from a peer that must be some identity of the mesh; which one is authorization's question.
+
+    Session resumption is off: `mtls_authenticated` knows no peer on a resumed session and answers 403.
+    """
+    context = tls_pb2.DownstreamTlsContext(
+        common_tls_context=_common([identity_matcher(domain)], alpn),
+        require_client_certificate=BoolValue(value=True),
+        disable_stateless_session_resumption=True,
+        disable_stateful_session_resumption=True,
+    )
+    return _transport_socket("envoy.transport_sockets.tls", context)
+
+
+def through_tunnel(inner: base_pb2.TransportSocket, metadata_key: str) -> base_pb2.TransportSocket:
+    """Wraps a transport socket for hosts behind an internal listener, which gets the host's metadata of that key."""
+    passed = internal_upstream_pb2.InternalUpstreamTransport.MetadataValueSource(
+        kind=metadata_pb2.MetadataKind(host=metadata_pb2.MetadataKind.Host()), name=metadata_key
+    )
+    outer = internal_upstream_pb2.InternalUpstreamTransport(passthrough_metadata=[passed], transport_socket=inner)
+    return _transport_socket("envoy.transport_sockets.internal_upstream", outer)
+
+
+def members_only(domain: MeshDomain) -> rbac_pb2.RBAC:
+    """Allows whoever proved by certificate to be an identity of the mesh, and nobody else.
+
+    `mtls_authenticated` and never `authenticated`: that one takes a DNS name or a subject for a SPIFFE id.
+    """
+    principal = extension(
+        "envoy.rbac.principals.mtls_authenticated",
+        mtls_authenticated_pb2.Config(san_matcher=identity_matcher(domain)),
+    )
+    policy = rbac_pb2.Policy(
+        permissions=[rbac_pb2.Permission(any=True)], principals=[rbac_pb2.Principal(custom=principal)]
+    )
+    return rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW, policies={"members": policy})
+
+
+def identity_matcher(domain: MeshDomain) -> common_pb2.SubjectAltNameMatcher:
+    """Matches any SPIFFE id of the mesh, as a URI."""
+    return _uri_matcher(string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=any_identity_pattern(domain))))
+
+
+def workload_secret(chain_pem: bytes, key_pem: bytes) -> secret_pb2.Secret:
+    """Returns a proxy's own certificate, leaf first, and its key."""
+    return secret_pb2.Secret(
+        name=WORKLOAD_SECRET,
+        tls_certificate=common_pb2.TlsCertificate(
+            certificate_chain=base_pb2.DataSource(inline_bytes=chain_pem),
+            private_key=base_pb2.DataSource(inline_bytes=key_pem),
+        ),
+    )
+
+
+def trust_bundle_secret(bundle_pem: bytes) -> secret_pb2.Secret:
+    """Returns the roots that a proxy trusts."""
+    return secret_pb2.Secret(
+        name=TRUST_BUNDLE_SECRET,
+        validation_context=common_pb2.CertificateValidationContext(
+            trusted_ca=base_pb2.DataSource(inline_bytes=bundle_pem)
+        ),
+    )
+
+
+def _common(matchers: Iterable[common_pb2.SubjectAltNameMatcher], alpn: str) -> tls_pb2.CommonTlsContext:
+    return tls_pb2.CommonTlsContext(
+        # An upstream tops out at TLS 1.2 unless told otherwise.
+        tls_params=common_pb2.TlsParameters(
+            tls_minimum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
+            tls_maximum_protocol_version=common_pb2.TlsParameters.TLSv1_3,
+        ),
+        tls_certificate_sds_secret_configs=[_sds(WORKLOAD_SECRET)],
+        combined_validation_context=tls_pb2.CommonTlsContext.CombinedCertificateValidationContext(
+            default_validation_context=common_pb2.CertificateValidationContext(match_typed_subject_alt_names=matchers),
+            validation_context_sds_secret_config=_sds(TRUST_BUNDLE_SECRET),
+        ),
+        alpn_protocols=[alpn] if alpn else [],
+    )
+
+
+def _sds(name: str) -> secret_pb2.SdsSecretConfig:
+    return secret_pb2.SdsSecretConfig(name=name, sds_config=ads())
+
+
+def _uri_matcher(matcher: string_pb2.StringMatcher) -> common_pb2.SubjectAltNameMatcher:
+    return common_pb2.SubjectAltNameMatcher(san_type=common_pb2.SubjectAltNameMatcher.URI, matcher=matcher)
+
+
+def _transport_socket(name: str, context: Message) -> base_pb2.TransportSocket:
+    return base_pb2.TransportSocket(name=name, typed_config=any_of(context))
