@@ -1,14 +1,37 @@
 """One leader per cluster: the replica that writes to etcd and speaks with the peers.
 
-Skeleton: signatures are settled, bodies follow.
+The leader's key hangs on a lease that only its holder renews. That bounds how long nobody leads; it cannot exclude that
+for a moment two believe to lead (a process that was frozen wakes up). So what a leader writes carries `guard`, and etcd
+itself refuses the writes of one who was replaced.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
 
 import msgspec
 
-from federation.etcd import EtcdClient, Guard
+from federation.etcd import (
+    EtcdClient,
+    EtcdError,
+    EtcdUnavailable,
+    Event,
+    Fenced,
+    Guard,
+    KeyValue,
+    LeaseExpired,
+    LeaseId,
+    Listing,
+    Put,
+)
+from federation.names import LEADER_KEY
+
+log = logging.getLogger(__name__)
+
+_PAUSE = 1.0  # seconds before the next campaign after one that failed
+_FAREWELL = 1.0  # seconds that giving back the lease may take; else it expires by itself
 
 
 class Leadership(msgspec.Struct, frozen=True):
@@ -18,21 +41,144 @@ class Leadership(msgspec.Struct, frozen=True):
     guard: Guard
 
 
+class _Over(Exception):
+    """The leadership is over; says why."""
+
+
 class Election:
-    """Campaigns for the leader's key with a lease of `ttl`, under the name `holder`."""
+    """Campaigns for the leader's key with a lease of `ttl` (etcd wants 2 s or more), under the name `holder`."""
 
     def __init__(self, etcd: EtcdClient, holder: str, *, ttl: timedelta = timedelta(seconds=5)) -> None:
-        raise NotImplementedError
+        self._etcd = etcd
+        self._holder = holder
+        self._ttl = ttl
+        self._leader: str | None = None
 
     @property
     def leader(self) -> str | None:
         """Name of the replica that leads, as far as this one knows; None while there is none."""
-        raise NotImplementedError
+        return self._leader
 
     async def run(self, lead: Callable[[Leadership], Awaitable[None]]) -> None:
         """Campaigns for ever and awaits `lead(leadership)` while leading; cancels it when the leadership is lost.
 
         `lead` may raise Fenced or EtcdUnavailable: the leadership is given up and the campaign begins again. When it
-        returns, the leadership is given up and `run` returns. Any other error is a bug and is raised.
+        returns, the leadership is given up and `run` returns. Any other error is a bug and is raised, in a group.
         """
-        raise NotImplementedError
+        while True:
+            await self._vacancy()
+            try:
+                async with self._lease() as (lease, expires):
+                    leadership = await self._claim(lease)
+                    if leadership is None:
+                        continue
+                    if await self._hold(lead, leadership, lease=lease, expires=expires):
+                        return
+            except EtcdError as error:
+                log.warning("campaign failed", extra={"holder": self._holder, "reason": str(error)})
+            await asyncio.sleep(_PAUSE)
+
+    async def _vacancy(self) -> None:
+        """Returns when nobody leads."""
+        async with aclosing(self._holders()) as holders:
+            async for item in holders:
+                if item is None:
+                    return
+
+    async def _claim(self, lease: LeaseId) -> Leadership | None:
+        free = Guard(LEADER_KEY, 0)
+        done = await self._etcd.transact([free], [Put(LEADER_KEY, self._holder.encode(), lease)])
+        return Leadership(self._holder, Guard(LEADER_KEY, done.revision)) if done.succeeded else None
+
+    async def _hold(
+        self,
+        lead: Callable[[Leadership], Awaitable[None]],
+        leadership: Leadership,
+        *,
+        lease: LeaseId,
+        expires: float,
+    ) -> bool:
+        """Leads until the leadership is lost or `lead` returns; returns whether it was the latter."""
+        is_done = False
+        reason = ""
+
+        async def office() -> None:
+            nonlocal is_done
+            await lead(leadership)
+            is_done = True
+            raise _Over("done")
+
+        log.info("leadership gained", extra={"holder": self._holder})
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._renew(lease, expires))
+                group.create_task(self._verify(leadership.guard))
+                group.create_task(office())
+        except* (_Over, Fenced, EtcdUnavailable) as errors:
+            reason = "; ".join(str(error) for error in _leaves(errors))
+        finally:
+            self._leader = None
+            log.info("leadership over", extra={"holder": self._holder, "reason": reason})
+        return is_done
+
+    async def _renew(self, lease: LeaseId, expires: float) -> None:
+        """Keeps the lease alive; raises _Over when it has, or may have, expired. `expires` is loop time."""
+        loop, ttl = asyncio.get_running_loop(), self._ttl.total_seconds()
+        pause = ttl / 3
+        while True:
+            await asyncio.sleep(max(0.0, min(pause, expires - loop.time())))
+            # etcd counts from when it hears us, which is later: we never believe longer than etcd does.
+            asked = loop.time()
+            try:
+                async with asyncio.timeout_at(expires):
+                    await self._etcd.keep_alive(lease)
+            except LeaseExpired as error:
+                raise _Over(str(error)) from error
+            except TimeoutError as error:
+                raise _Over("the lease could not be renewed in time") from error
+            except EtcdUnavailable:
+                pause = ttl / 10
+            else:
+                expires, pause = asked + ttl, ttl / 3
+
+    async def _verify(self, guard: Guard) -> None:
+        """Raises _Over when the key is not ours any more: an etcd that lost data may keep the lease and not the key."""
+        async with aclosing(self._holders()) as holders:
+            async for item in holders:
+                if item is None or item.create_revision != guard.create_revision:
+                    raise _Over("the leader's key is gone")
+
+    async def _holders(self) -> AsyncGenerator[KeyValue | None, None]:
+        """Yields the leader's key (None: nobody leads), now and whenever it changes."""
+        async with aclosing(self._etcd.follow(LEADER_KEY)) as changes:
+            async for change in changes:
+                match change:
+                    case Listing(items=items):
+                        found = [item for item in items if item.key == LEADER_KEY]
+                        item = found[0] if found else None
+                    case Event(key=key, item=item):
+                        if key != LEADER_KEY:
+                            continue
+                self._leader = item.value.decode(errors="replace") if item else None
+                yield item
+
+    @asynccontextmanager
+    async def _lease(self) -> AsyncIterator[tuple[LeaseId, float]]:
+        """Has a lease and the loop time until which it certainly lives; gives it back at the end."""
+        expires = asyncio.get_running_loop().time() + self._ttl.total_seconds()
+        lease = await self._etcd.grant_lease(self._ttl)
+        try:
+            yield lease, expires
+        finally:
+            with suppress(EtcdError, TimeoutError):
+                async with asyncio.timeout(_FAREWELL):
+                    await self._etcd.revoke(lease)
+
+
+def _leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """Returns the errors of a group of groups."""
+    return [
+        leaf
+        for error in errors.exceptions
+        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]

@@ -1,183 +1,312 @@
-"""etcd as a control plane needs it: a thin asyncio client of its v3 gRPC API.
+"""etcd as a control plane needs it: a thin asyncio client of its v3 gRPC API that loses no change.
 
-Skeleton: signatures are settled, bodies follow.
+A failure is either EtcdUnavailable (another machine's, for now: try again) or says why it cannot be done. `follow`
+waits out every outage: of a server that was killed, that is frozen or cut off, that forgot the history or all its data.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
+from math import ceil
 from types import TracebackType
-from typing import NewType, Self
+from typing import Self, TypeVar
 
-import msgspec
+from grpc import aio
 
-LeaseId = NewType("LeaseId", int)
-NO_LEASE = LeaseId(0)
+from federation.etcd_api import etcd_rpc_pb2 as rpc
+from federation.etcd_connection import (
+    REQUIRE_LEADER,
+    Connection,
+    EtcdError,
+    EtcdRefused,
+    EtcdTls,
+    EtcdUnavailable,
+    LeaseExpired,
+    Server,
+)
+from federation.etcd_messages import (
+    NO_LEASE,
+    Condition,
+    Delete,
+    Event,
+    Get,
+    Guard,
+    KeyValue,
+    LeaseId,
+    Listing,
+    Operation,
+    Outcome,
+    Position,
+    Put,
+    Unchanged,
+    compare,
+    encode_key,
+    event,
+    key_value,
+    outcome,
+    range_of,
+    request_op,
+)
 
+__all__ = [
+    "NO_LEASE",
+    "Condition",
+    "Delete",
+    "EtcdClient",
+    "EtcdError",
+    "EtcdRefused",
+    "EtcdTls",
+    "EtcdUnavailable",
+    "Event",
+    "Fenced",
+    "Get",
+    "Guard",
+    "KeyValue",
+    "LeaseExpired",
+    "LeaseId",
+    "Listing",
+    "Operation",
+    "Outcome",
+    "Put",
+    "Unchanged",
+]
 
-class EtcdError(Exception):
-    """etcd did not do what it was asked to."""
+log = logging.getLogger(__name__)
 
+_HEARTBEAT = timedelta(seconds=1)  # between our questions on a watch whether the server still lives
+_STALL = timedelta(seconds=4)  # without an answer to them: it does not. gRPC's keepalive misses a frozen etcd
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between attempts to watch; doubles
 
-class EtcdUnavailable(EtcdError):
-    """etcd cannot be reached or did not answer in time: try again later. A write may have been done or not."""
-
-
-class EtcdRefused(EtcdError):
-    """etcd understood and will not do it, now or later: no permission, a value too large."""
+_Watch = aio.StreamStreamCall[rpc.WatchRequest, rpc.WatchResponse]
+_Answer = TypeVar("_Answer", rpc.WatchResponse, rpc.LeaseKeepAliveResponse)
 
 
 class Fenced(EtcdError):
     """A guarded write was not done, because the guard holds no longer: this process leads no more."""
 
 
-class LeaseExpired(EtcdError):
-    """The lease is not known to etcd (any more), and neither are the keys that hung on it."""
-
-
-class KeyValue(msgspec.Struct, frozen=True):
-    """One key as etcd holds it. `lease` is NO_LEASE for a key that stays."""
-
-    key: str
-    value: bytes
-    create_revision: int
-    mod_revision: int
-    lease: LeaseId = NO_LEASE
-
-
-class Listing(msgspec.Struct, frozen=True):
-    """All keys under a prefix at one revision, in the order of their names."""
-
-    revision: int
-    items: tuple[KeyValue, ...]
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One change of one key; `item` is None when the key was deleted."""
-
-    key: str
-    item: KeyValue | None
-    revision: int
-
-
-class Guard(msgspec.Struct, frozen=True):
-    """Holds while `key` is the one that was created at `create_revision`; 0: while there is no such key."""
-
-    key: str
-    create_revision: int
-
-
-class Unchanged(msgspec.Struct, frozen=True):
-    """Holds while `key` was not written since `mod_revision`; 0: while there is no such key."""
-
-    key: str
-    mod_revision: int
-
-
-class Put(msgspec.Struct, frozen=True):
-    """Writes a key."""
-
-    key: str
-    value: bytes
-    lease: LeaseId = NO_LEASE
-
-
-class Delete(msgspec.Struct, frozen=True):
-    """Removes a key; removing what is not there is no error."""
-
-    key: str
-
-
-class Get(msgspec.Struct, frozen=True):
-    """Reads a key."""
-
-    key: str
-
-
-Condition = Guard | Unchanged
-Operation = Put | Delete | Get
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What a transaction did: whether the conditions held, and what its Gets found, in their order."""
-
-    succeeded: bool
-    revision: int
-    found: tuple[KeyValue | None, ...] = ()
-
-
-class EtcdTls(msgspec.Struct, frozen=True):
-    """PEM files for TLS to etcd: who signed its certificate, and who we are where etcd asks for that."""
-
-    authority: Path
-    certificate: Path | None = None
-    key: Path | None = None
+class _HistoryChanged(Exception):
+    """What follows the last position cannot be told for certain: list again."""
 
 
 class EtcdClient:
     """A connection to the etcd of this cluster; an async context manager.
 
-    `endpoints` are URLs such as `http://127.0.0.1:2379`: the members of one etcd. Every call but `follow` ends within
-    `timeout` and raises EtcdUnavailable or EtcdRefused.
+    `endpoints` are URLs such as `http://127.0.0.1:2379`: the members of one etcd; ValueError for any other text. Every
+    call but `follow` raises EtcdUnavailable when a server takes longer than `timeout`, and EtcdRefused.
     """
 
     def __init__(
         self, endpoints: tuple[str, ...], *, tls: EtcdTls | None = None, timeout: timedelta = timedelta(seconds=5)
     ) -> None:
-        raise NotImplementedError
+        self._connection = Connection(endpoints, tls=tls)
+        self._timeout = timeout
 
     async def __aenter__(self) -> Self:
-        raise NotImplementedError
+        await self._connection.__aenter__()
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        raise NotImplementedError
+        await self._connection.__aexit__(kind, error, trace)
 
     async def get(self, key: str) -> KeyValue | None:
         """Returns a key, or None when there is no such key."""
-        raise NotImplementedError
+        answer = await self._range(rpc.RangeRequest(key=encode_key(key)))
+        return key_value(answer.kvs[0]) if answer.kvs else None
 
     async def list(self, prefix: str) -> Listing:
         """Returns all keys that begin with `prefix`."""
-        raise NotImplementedError
+        listing, _ = await self._list(prefix)
+        return listing
 
     async def put(self, key: str, value: bytes, *, lease: LeaseId = NO_LEASE, guard: Guard | None = None) -> int:
         """Writes a key and returns the revision of the write; raises Fenced when the guard does not hold."""
-        raise NotImplementedError
+        return await self._write(Put(key, value, lease), guard)
 
     async def put_if_absent(self, key: str, value: bytes, *, lease: LeaseId = NO_LEASE) -> bool:
         """Writes a key that is not there yet; returns whether it did."""
-        raise NotImplementedError
+        done = await self.transact([Guard(key, 0)], [Put(key, value, lease)])
+        return done.succeeded
 
     async def delete(self, key: str, *, guard: Guard | None = None) -> int:
         """Removes a key if it is there and returns the revision; raises Fenced when the guard does not hold."""
-        raise NotImplementedError
+        return await self._write(Delete(key), guard)
 
     async def transact(
         self, conditions: Sequence[Condition], on_success: Sequence[Operation], on_failure: Sequence[Operation] = ()
     ) -> Outcome:
-        """Does `on_success` when all conditions hold, else `on_failure`; all at one moment. At most 128 operations."""
-        raise NotImplementedError
+        """Does `on_success` when all conditions hold, else `on_failure`; all at one moment.
+
+        etcd takes at most 128 operations and 1.5 MiB, and no two writes of one key.
+        """
+        request = rpc.TxnRequest(
+            compare=[compare(condition) for condition in conditions],
+            success=[request_op(operation) for operation in on_success],
+            failure=[request_op(operation) for operation in on_failure],
+        )
+        async with self._exchange() as server:
+            return outcome(await server.txn(request))
 
     async def grant_lease(self, ttl: timedelta) -> LeaseId:
-        """Makes a lease: its keys vanish when it was not kept alive for `ttl` (whole seconds; etcd may make it longer)."""
-        raise NotImplementedError
+        """Makes a lease: its keys vanish when it was not kept alive for `ttl`.
+
+        etcd counts whole seconds (rounded up here) and makes a short lease longer: 2 s at its usual settings.
+        """
+        request = rpc.LeaseGrantRequest(TTL=ceil(ttl.total_seconds()))
+        async with self._exchange() as server:
+            return LeaseId((await server.lease_grant(request)).ID)
 
     async def keep_alive(self, lease: LeaseId) -> timedelta:
         """Renews a lease once and returns the time that it now lives; raises LeaseExpired."""
-        raise NotImplementedError
+
+        async def requests() -> AsyncIterator[rpc.LeaseKeepAliveRequest]:
+            yield rpc.LeaseKeepAliveRequest(ID=lease)
+
+        async with self._exchange() as server:
+            call = server.lease_keep_alive(requests(), metadata=REQUIRE_LEADER)
+            try:
+                answer = _received(await call.read(), rpc.LeaseKeepAliveResponse)
+            finally:
+                call.cancel()
+        if answer.TTL <= 0:
+            raise LeaseExpired(f"etcd knows no lease {lease:x}")
+        return timedelta(seconds=answer.TTL)
 
     async def revoke(self, lease: LeaseId) -> None:
         """Ends a lease and removes its keys; a lease that is gone already is no error."""
-        raise NotImplementedError
+        with suppress(LeaseExpired):
+            async with self._exchange() as server:
+                await server.lease_revoke(rpc.LeaseRevokeRequest(ID=lease))
 
-    async def follow(self, prefix: str) -> AsyncIterator[Listing | Event]:
+    async def follow(self, prefix: str) -> AsyncGenerator[Listing | Event, None]:
         """Yields all keys under `prefix`, then every change, for ever.
 
-        A Listing comes first, and again whenever the changes since the last item cannot be told for certain (compaction,
-        etcd lost data or was replaced): it replaces all that was known. Outages are waited out and never raised.
-        Wrap it in `contextlib.aclosing`.
+        A Listing comes first, and again whenever the changes since the last item cannot be told for certain
+        (compaction; etcd was restarted, lost data or was replaced): it replaces all that was known. Outages are waited
+        out and never raised. Wrap it in `contextlib.aclosing`.
         """
-        raise NotImplementedError
-        yield
+        position: Position | None = None
+        failures, is_interrupted = 0, False
+        while True:
+            try:
+                listing, start = (None, position) if position else await self._list(prefix)
+                async with self._watch(prefix, start) as (server, call):
+                    if position and not await self._still_holds(position.anchor):
+                        raise _HistoryChanged
+                    if is_interrupted:
+                        log.info("etcd watch goes on", extra={"prefix": prefix})
+                    failures, is_interrupted = 0, False
+                    position = start
+                    if listing:
+                        yield listing
+                    while True:
+                        for change in await self._changes(server, call):
+                            position = position.after(change)
+                            yield change
+            except _HistoryChanged:
+                position = None
+            except EtcdError as error:
+                if not is_interrupted:
+                    log.warning("etcd watch interrupted", extra={"prefix": prefix, "reason": str(error)})
+                is_interrupted = True
+            await asyncio.sleep(min(_FIRST_PAUSE * 2**failures, _LONGEST_PAUSE))
+            failures = min(failures + 1, 10)
+
+    @asynccontextmanager
+    async def _watch(self, prefix: str, start: Position) -> AsyncIterator[tuple[Server, _Watch]]:
+        """Opens a watch of what comes after `start`; raises _HistoryChanged where that has lost its meaning.
+
+        It must not hold a timeout or a task group over its `yield`: `follow` yields inside.
+        """
+        first, end = range_of(prefix)
+        create = rpc.WatchCreateRequest(key=first, range_end=end, start_revision=start.revision + 1)
+        server = self._connection.server
+        ended = asyncio.Event()
+        call = server.watch(_watch_requests(create, ended), metadata=REQUIRE_LEADER)
+        try:
+            async with self._connection.exchange(server, self._timeout):
+                created = _watched(await call.read())
+            if not start.is_before(created.header):
+                raise _HistoryChanged
+            yield server, call
+        finally:
+            ended.set()
+            call.cancel()
+
+    async def _changes(self, server: Server, call: _Watch) -> Sequence[Event]:
+        """Returns the next changes of a watch: none when etcd only says that it lives.
+
+        Such a sign of life is no proof of having received all before its revision: it does not move the position.
+        """
+        async with self._connection.exchange(server, _STALL):
+            answer = _watched(await call.read())
+        return [event(message) for message in answer.events]
+
+    async def _still_holds(self, anchor: KeyValue | None) -> bool:
+        """Says whether `anchor` certainly stands in etcd's history, at its revision and as it was seen."""
+        if anchor is None:
+            return False
+        request = rpc.RangeRequest(key=encode_key(anchor.key), revision=anchor.mod_revision)
+        try:
+            answer = await self._range(request)
+        except EtcdRefused:  # that revision is compacted, or still to come
+            return False
+        return [key_value(found) for found in answer.kvs] == [anchor]
+
+    async def _list(self, prefix: str) -> tuple[Listing, Position]:
+        first, end = range_of(prefix)
+        answer = await self._range(rpc.RangeRequest(key=first, range_end=end))
+        items = tuple(key_value(found) for found in answer.kvs)
+        return Listing(answer.header.revision, items), Position.at(answer.header, items)
+
+    async def _range(self, request: rpc.RangeRequest) -> rpc.RangeResponse:
+        for _ in range(1, len(self._connection)):  # asking twice does no harm: ask each member
+            with suppress(EtcdUnavailable):
+                return await self._range_once(request)
+        return await self._range_once(request)
+
+    async def _range_once(self, request: rpc.RangeRequest) -> rpc.RangeResponse:
+        async with self._exchange() as server:
+            return await server.range(request)
+
+    async def _write(self, operation: Put | Delete, guard: Guard | None) -> int:
+        done = await self.transact([guard] if guard else [], [operation])
+        if not done.succeeded:
+            raise Fenced(f"{operation.key} was not written: {guard} holds no longer")
+        return done.revision
+
+    @asynccontextmanager
+    async def _exchange(self) -> AsyncIterator[Server]:
+        server = self._connection.server
+        async with self._connection.exchange(server, self._timeout):
+            yield server
+
+
+async def _watch_requests(create: rpc.WatchCreateRequest, ended: asyncio.Event) -> AsyncIterator[rpc.WatchRequest]:
+    """Asks for a watch and then, each heartbeat, for a sign of life."""
+    yield rpc.WatchRequest(create_request=create)
+    while not ended.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_HEARTBEAT.total_seconds()):
+                await ended.wait()
+        yield rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
+
+
+def _watched(message: object) -> rpc.WatchResponse:
+    """Returns a message of a living watch; raises _HistoryChanged after a compaction, else EtcdUnavailable."""
+    answer = _received(message, rpc.WatchResponse)
+    if answer.canceled:
+        if answer.compact_revision:
+            raise _HistoryChanged
+        raise EtcdUnavailable(f"etcd ended the watch: {answer.cancel_reason}")
+    return answer
+
+
+def _received(message: object, kind: type[_Answer]) -> _Answer:
+    if not isinstance(message, kind):  # aio.EOF
+        raise EtcdUnavailable("etcd ended the stream")
+    return message

@@ -4,15 +4,18 @@
 # source: federation/etcd_api/etcd_rpc.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "federation/etcd_api/etcd_rpc.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'federation/etcd_api/etcd_rpc.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -22,67 +25,65 @@ _sym_db = _symbol_database.Default()
 from federation.etcd_api import etcd_kv_pb2 as federation_dot_etcd__api_dot_etcd__kv__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n"federation/etcd_api/etcd_rpc.proto\x12\x0c\x65tcdserverpb\x1a!federation/etcd_api/etcd_kv.proto"\\\n\x0eResponseHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\traft_term\x18\x04 \x01(\x04"O\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03"j\n\rRangeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x1d\n\x03kvs\x18\x02 \x03(\x0b\x32\x10.mvccpb.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08"7\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03";\n\x0bPutResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader"4\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c"T\n\x13\x44\x65leteRangeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x03"\xbe\x01\n\tRequestOp\x12\x33\n\rrequest_range\x18\x01 \x01(\x0b\x32\x1a.etcdserverpb.RangeRequestH\x00\x12/\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x18.etcdserverpb.PutRequestH\x00\x12@\n\x14request_delete_range\x18\x03 \x01(\x0b\x32 .etcdserverpb.DeleteRangeRequestH\x00\x42\t\n\x07request"\xc6\x01\n\nResponseOp\x12\x35\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x1b.etcdserverpb.RangeResponseH\x00\x12\x31\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x19.etcdserverpb.PutResponseH\x00\x12\x42\n\x15response_delete_range\x18\x03 \x01(\x0b\x32!.etcdserverpb.DeleteRangeResponseH\x00\x42\n\n\x08response"\x83\x03\n\x07\x43ompare\x12\x33\n\x06result\x18\x01 \x01(\x0e\x32#.etcdserverpb.Compare.CompareResult\x12\x33\n\x06target\x18\x02 \x01(\x0e\x32#.etcdserverpb.Compare.CompareTarget\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x11\n\x07version\x18\x04 \x01(\x03H\x00\x12\x19\n\x0f\x63reate_revision\x18\x05 \x01(\x03H\x00\x12\x16\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\x12\x0f\n\x05value\x18\x07 \x01(\x0cH\x00\x12\x0f\n\x05lease\x18\x08 \x01(\x03H\x00"@\n\rCompareResult\x12\t\n\x05\x45QUAL\x10\x00\x12\x0b\n\x07GREATER\x10\x01\x12\x08\n\x04LESS\x10\x02\x12\r\n\tNOT_EQUAL\x10\x03"G\n\rCompareTarget\x12\x0b\n\x07VERSION\x10\x00\x12\n\n\x06\x43REATE\x10\x01\x12\x07\n\x03MOD\x10\x02\x12\t\n\x05VALUE\x10\x03\x12\t\n\x05LEASE\x10\x04\x42\x0e\n\x0ctarget_union"\x88\x01\n\nTxnRequest\x12&\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x15.etcdserverpb.Compare\x12(\n\x07success\x18\x02 \x03(\x0b\x32\x17.etcdserverpb.RequestOp\x12(\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x17.etcdserverpb.RequestOp"{\n\x0bTxnResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12+\n\tresponses\x18\x03 \x03(\x0b\x32\x18.etcdserverpb.ResponseOp"\x9b\x01\n\x0cWatchRequest\x12:\n\x0e\x63reate_request\x18\x01 \x01(\x0b\x32 .etcdserverpb.WatchCreateRequestH\x00\x12>\n\x10progress_request\x18\x03 \x01(\x0b\x32".etcdserverpb.WatchProgressRequestH\x00\x42\x0f\n\rrequest_union"L\n\x12WatchCreateRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x16\n\x0estart_revision\x18\x03 \x01(\x03"\x16\n\x14WatchProgressRequest"\xc2\x01\n\rWatchResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x10\n\x08watch_id\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x10\n\x08\x63\x61nceled\x18\x04 \x01(\x08\x12\x18\n\x10\x63ompact_revision\x18\x05 \x01(\x03\x12\x15\n\rcancel_reason\x18\x06 \x01(\t\x12\x1d\n\x06\x65vents\x18\x0b \x03(\x0b\x32\r.mvccpb.Event",\n\x11LeaseGrantRequest\x12\x0b\n\x03TTL\x18\x01 \x01(\x03\x12\n\n\x02ID\x18\x02 \x01(\x03"[\n\x12LeaseGrantResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03" \n\x12LeaseRevokeRequest\x12\n\n\x02ID\x18\x01 \x01(\x03"C\n\x13LeaseRevokeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader"#\n\x15LeaseKeepAliveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03"_\n\x16LeaseKeepAliveResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x32\x82\x01\n\x02KV\x12@\n\x05Range\x12\x1a.etcdserverpb.RangeRequest\x1a\x1b.etcdserverpb.RangeResponse\x12:\n\x03Txn\x12\x18.etcdserverpb.TxnRequest\x1a\x19.etcdserverpb.TxnResponse2M\n\x05Watch\x12\x44\n\x05Watch\x12\x1a.etcdserverpb.WatchRequest\x1a\x1b.etcdserverpb.WatchResponse(\x01\x30\x01\x32\x8d\x02\n\x05Lease\x12O\n\nLeaseGrant\x12\x1f.etcdserverpb.LeaseGrantRequest\x1a .etcdserverpb.LeaseGrantResponse\x12R\n\x0bLeaseRevoke\x12 .etcdserverpb.LeaseRevokeRequest\x1a!.etcdserverpb.LeaseRevokeResponse\x12_\n\x0eLeaseKeepAlive\x12#.etcdserverpb.LeaseKeepAliveRequest\x1a$.etcdserverpb.LeaseKeepAliveResponse(\x01\x30\x01\x62\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"federation/etcd_api/etcd_rpc.proto\x12\x0c\x65tcdserverpb\x1a!federation/etcd_api/etcd_kv.proto\"\\\n\x0eResponseHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\traft_term\x18\x04 \x01(\x04\"O\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\"j\n\rRangeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x1d\n\x03kvs\x18\x02 \x03(\x0b\x32\x10.mvccpb.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\"7\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\";\n\x0bPutResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\"4\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\"T\n\x13\x44\x65leteRangeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x03\"\xbe\x01\n\tRequestOp\x12\x33\n\rrequest_range\x18\x01 \x01(\x0b\x32\x1a.etcdserverpb.RangeRequestH\x00\x12/\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x18.etcdserverpb.PutRequestH\x00\x12@\n\x14request_delete_range\x18\x03 \x01(\x0b\x32 .etcdserverpb.DeleteRangeRequestH\x00\x42\t\n\x07request\"\xc6\x01\n\nResponseOp\x12\x35\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x1b.etcdserverpb.RangeResponseH\x00\x12\x31\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x19.etcdserverpb.PutResponseH\x00\x12\x42\n\x15response_delete_range\x18\x03 \x01(\x0b\x32!.etcdserverpb.DeleteRangeResponseH\x00\x42\n\n\x08response\"\x83\x03\n\x07\x43ompare\x12\x33\n\x06result\x18\x01 \x01(\x0e\x32#.etcdserverpb.Compare.CompareResult\x12\x33\n\x06target\x18\x02 \x01(\x0e\x32#.etcdserverpb.Compare.CompareTarget\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x11\n\x07version\x18\x04 \x01(\x03H\x00\x12\x19\n\x0f\x63reate_revision\x18\x05 \x01(\x03H\x00\x12\x16\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\x12\x0f\n\x05value\x18\x07 \x01(\x0cH\x00\x12\x0f\n\x05lease\x18\x08 \x01(\x03H\x00\"@\n\rCompareResult\x12\t\n\x05\x45QUAL\x10\x00\x12\x0b\n\x07GREATER\x10\x01\x12\x08\n\x04LESS\x10\x02\x12\r\n\tNOT_EQUAL\x10\x03\"G\n\rCompareTarget\x12\x0b\n\x07VERSION\x10\x00\x12\n\n\x06\x43REATE\x10\x01\x12\x07\n\x03MOD\x10\x02\x12\t\n\x05VALUE\x10\x03\x12\t\n\x05LEASE\x10\x04\x42\x0e\n\x0ctarget_union\"\x88\x01\n\nTxnRequest\x12&\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x15.etcdserverpb.Compare\x12(\n\x07success\x18\x02 \x03(\x0b\x32\x17.etcdserverpb.RequestOp\x12(\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x17.etcdserverpb.RequestOp\"{\n\x0bTxnResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12+\n\tresponses\x18\x03 \x03(\x0b\x32\x18.etcdserverpb.ResponseOp\"\x9b\x01\n\x0cWatchRequest\x12:\n\x0e\x63reate_request\x18\x01 \x01(\x0b\x32 .etcdserverpb.WatchCreateRequestH\x00\x12>\n\x10progress_request\x18\x03 \x01(\x0b\x32\".etcdserverpb.WatchProgressRequestH\x00\x42\x0f\n\rrequest_union\"L\n\x12WatchCreateRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x16\n\x0estart_revision\x18\x03 \x01(\x03\"\x16\n\x14WatchProgressRequest\"\xc2\x01\n\rWatchResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\x10\n\x08watch_id\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x10\n\x08\x63\x61nceled\x18\x04 \x01(\x08\x12\x18\n\x10\x63ompact_revision\x18\x05 \x01(\x03\x12\x15\n\rcancel_reason\x18\x06 \x01(\t\x12\x1d\n\x06\x65vents\x18\x0b \x03(\x0b\x32\r.mvccpb.Event\",\n\x11LeaseGrantRequest\x12\x0b\n\x03TTL\x18\x01 \x01(\x03\x12\n\n\x02ID\x18\x02 \x01(\x03\"[\n\x12LeaseGrantResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\" \n\x12LeaseRevokeRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\"C\n\x13LeaseRevokeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\"#\n\x15LeaseKeepAliveRequest\x12\n\n\x02ID\x18\x01 \x01(\x03\"_\n\x16LeaseKeepAliveResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.etcdserverpb.ResponseHeader\x12\n\n\x02ID\x18\x02 \x01(\x03\x12\x0b\n\x03TTL\x18\x03 \x01(\x03\x32\x82\x01\n\x02KV\x12@\n\x05Range\x12\x1a.etcdserverpb.RangeRequest\x1a\x1b.etcdserverpb.RangeResponse\x12:\n\x03Txn\x12\x18.etcdserverpb.TxnRequest\x1a\x19.etcdserverpb.TxnResponse2M\n\x05Watch\x12\x44\n\x05Watch\x12\x1a.etcdserverpb.WatchRequest\x1a\x1b.etcdserverpb.WatchResponse(\x01\x30\x01\x32\x8d\x02\n\x05Lease\x12O\n\nLeaseGrant\x12\x1f.etcdserverpb.LeaseGrantRequest\x1a .etcdserverpb.LeaseGrantResponse\x12R\n\x0bLeaseRevoke\x12 .etcdserverpb.LeaseRevokeRequest\x1a!.etcdserverpb.LeaseRevokeResponse\x12_\n\x0eLeaseKeepAlive\x12#.etcdserverpb.LeaseKeepAliveRequest\x1a$.etcdserverpb.LeaseKeepAliveResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "federation.etcd_api.etcd_rpc_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'federation.etcd_api.etcd_rpc_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_RESPONSEHEADER"]._serialized_start = 87
-    _globals["_RESPONSEHEADER"]._serialized_end = 179
-    _globals["_RANGEREQUEST"]._serialized_start = 181
-    _globals["_RANGEREQUEST"]._serialized_end = 260
-    _globals["_RANGERESPONSE"]._serialized_start = 262
-    _globals["_RANGERESPONSE"]._serialized_end = 368
-    _globals["_PUTREQUEST"]._serialized_start = 370
-    _globals["_PUTREQUEST"]._serialized_end = 425
-    _globals["_PUTRESPONSE"]._serialized_start = 427
-    _globals["_PUTRESPONSE"]._serialized_end = 486
-    _globals["_DELETERANGEREQUEST"]._serialized_start = 488
-    _globals["_DELETERANGEREQUEST"]._serialized_end = 540
-    _globals["_DELETERANGERESPONSE"]._serialized_start = 542
-    _globals["_DELETERANGERESPONSE"]._serialized_end = 626
-    _globals["_REQUESTOP"]._serialized_start = 629
-    _globals["_REQUESTOP"]._serialized_end = 819
-    _globals["_RESPONSEOP"]._serialized_start = 822
-    _globals["_RESPONSEOP"]._serialized_end = 1020
-    _globals["_COMPARE"]._serialized_start = 1023
-    _globals["_COMPARE"]._serialized_end = 1410
-    _globals["_COMPARE_COMPARERESULT"]._serialized_start = 1257
-    _globals["_COMPARE_COMPARERESULT"]._serialized_end = 1321
-    _globals["_COMPARE_COMPARETARGET"]._serialized_start = 1323
-    _globals["_COMPARE_COMPARETARGET"]._serialized_end = 1394
-    _globals["_TXNREQUEST"]._serialized_start = 1413
-    _globals["_TXNREQUEST"]._serialized_end = 1549
-    _globals["_TXNRESPONSE"]._serialized_start = 1551
-    _globals["_TXNRESPONSE"]._serialized_end = 1674
-    _globals["_WATCHREQUEST"]._serialized_start = 1677
-    _globals["_WATCHREQUEST"]._serialized_end = 1832
-    _globals["_WATCHCREATEREQUEST"]._serialized_start = 1834
-    _globals["_WATCHCREATEREQUEST"]._serialized_end = 1910
-    _globals["_WATCHPROGRESSREQUEST"]._serialized_start = 1912
-    _globals["_WATCHPROGRESSREQUEST"]._serialized_end = 1934
-    _globals["_WATCHRESPONSE"]._serialized_start = 1937
-    _globals["_WATCHRESPONSE"]._serialized_end = 2131
-    _globals["_LEASEGRANTREQUEST"]._serialized_start = 2133
-    _globals["_LEASEGRANTREQUEST"]._serialized_end = 2177
-    _globals["_LEASEGRANTRESPONSE"]._serialized_start = 2179
-    _globals["_LEASEGRANTRESPONSE"]._serialized_end = 2270
-    _globals["_LEASEREVOKEREQUEST"]._serialized_start = 2272
-    _globals["_LEASEREVOKEREQUEST"]._serialized_end = 2304
-    _globals["_LEASEREVOKERESPONSE"]._serialized_start = 2306
-    _globals["_LEASEREVOKERESPONSE"]._serialized_end = 2373
-    _globals["_LEASEKEEPALIVEREQUEST"]._serialized_start = 2375
-    _globals["_LEASEKEEPALIVEREQUEST"]._serialized_end = 2410
-    _globals["_LEASEKEEPALIVERESPONSE"]._serialized_start = 2412
-    _globals["_LEASEKEEPALIVERESPONSE"]._serialized_end = 2507
-    _globals["_KV"]._serialized_start = 2510
-    _globals["_KV"]._serialized_end = 2640
-    _globals["_WATCH"]._serialized_start = 2642
-    _globals["_WATCH"]._serialized_end = 2719
-    _globals["_LEASE"]._serialized_start = 2722
-    _globals["_LEASE"]._serialized_end = 2991
+  DESCRIPTOR._loaded_options = None
+  _globals['_RESPONSEHEADER']._serialized_start=87
+  _globals['_RESPONSEHEADER']._serialized_end=179
+  _globals['_RANGEREQUEST']._serialized_start=181
+  _globals['_RANGEREQUEST']._serialized_end=260
+  _globals['_RANGERESPONSE']._serialized_start=262
+  _globals['_RANGERESPONSE']._serialized_end=368
+  _globals['_PUTREQUEST']._serialized_start=370
+  _globals['_PUTREQUEST']._serialized_end=425
+  _globals['_PUTRESPONSE']._serialized_start=427
+  _globals['_PUTRESPONSE']._serialized_end=486
+  _globals['_DELETERANGEREQUEST']._serialized_start=488
+  _globals['_DELETERANGEREQUEST']._serialized_end=540
+  _globals['_DELETERANGERESPONSE']._serialized_start=542
+  _globals['_DELETERANGERESPONSE']._serialized_end=626
+  _globals['_REQUESTOP']._serialized_start=629
+  _globals['_REQUESTOP']._serialized_end=819
+  _globals['_RESPONSEOP']._serialized_start=822
+  _globals['_RESPONSEOP']._serialized_end=1020
+  _globals['_COMPARE']._serialized_start=1023
+  _globals['_COMPARE']._serialized_end=1410
+  _globals['_COMPARE_COMPARERESULT']._serialized_start=1257
+  _globals['_COMPARE_COMPARERESULT']._serialized_end=1321
+  _globals['_COMPARE_COMPARETARGET']._serialized_start=1323
+  _globals['_COMPARE_COMPARETARGET']._serialized_end=1394
+  _globals['_TXNREQUEST']._serialized_start=1413
+  _globals['_TXNREQUEST']._serialized_end=1549
+  _globals['_TXNRESPONSE']._serialized_start=1551
+  _globals['_TXNRESPONSE']._serialized_end=1674
+  _globals['_WATCHREQUEST']._serialized_start=1677
+  _globals['_WATCHREQUEST']._serialized_end=1832
+  _globals['_WATCHCREATEREQUEST']._serialized_start=1834
+  _globals['_WATCHCREATEREQUEST']._serialized_end=1910
+  _globals['_WATCHPROGRESSREQUEST']._serialized_start=1912
+  _globals['_WATCHPROGRESSREQUEST']._serialized_end=1934
+  _globals['_WATCHRESPONSE']._serialized_start=1937
+  _globals['_WATCHRESPONSE']._serialized_end=2131
+  _globals['_LEASEGRANTREQUEST']._serialized_start=2133
+  _globals['_LEASEGRANTREQUEST']._serialized_end=2177
+  _globals['_LEASEGRANTRESPONSE']._serialized_start=2179
+  _globals['_LEASEGRANTRESPONSE']._serialized_end=2270
+  _globals['_LEASEREVOKEREQUEST']._serialized_start=2272
+  _globals['_LEASEREVOKEREQUEST']._serialized_end=2304
+  _globals['_LEASEREVOKERESPONSE']._serialized_start=2306
+  _globals['_LEASEREVOKERESPONSE']._serialized_end=2373
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_start=2375
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_end=2410
+  _globals['_LEASEKEEPALIVERESPONSE']._serialized_start=2412
+  _globals['_LEASEKEEPALIVERESPONSE']._serialized_end=2507
+  _globals['_KV']._serialized_start=2510
+  _globals['_KV']._serialized_end=2640
+  _globals['_WATCH']._serialized_start=2642
+  _globals['_WATCH']._serialized_end=2719
+  _globals['_LEASE']._serialized_start=2722
+  _globals['_LEASE']._serialized_end=2991
 # @@protoc_insertion_point(module_scope)

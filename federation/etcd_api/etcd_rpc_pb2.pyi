@@ -18,13 +18,7 @@ class ResponseHeader(_message.Message):
     member_id: int
     revision: int
     raft_term: int
-    def __init__(
-        self,
-        cluster_id: _Optional[int] = ...,
-        member_id: _Optional[int] = ...,
-        revision: _Optional[int] = ...,
-        raft_term: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, cluster_id: _Optional[int] = ..., member_id: _Optional[int] = ..., revision: _Optional[int] = ..., raft_term: _Optional[int] = ...) -> None: ...
 
 class RangeRequest(_message.Message):
     __slots__ = ("key", "range_end", "limit", "revision")
@@ -36,13 +30,7 @@ class RangeRequest(_message.Message):
     range_end: bytes
     limit: int
     revision: int
-    def __init__(
-        self,
-        key: _Optional[bytes] = ...,
-        range_end: _Optional[bytes] = ...,
-        limit: _Optional[int] = ...,
-        revision: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., limit: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class RangeResponse(_message.Message):
     __slots__ = ("header", "kvs", "more")
@@ -52,12 +40,7 @@ class RangeResponse(_message.Message):
     header: ResponseHeader
     kvs: _containers.RepeatedCompositeFieldContainer[_etcd_kv_pb2.KeyValue]
     more: bool
-    def __init__(
-        self,
-        header: _Optional[_Union[ResponseHeader, _Mapping]] = ...,
-        kvs: _Optional[_Iterable[_Union[_etcd_kv_pb2.KeyValue, _Mapping]]] = ...,
-        more: _Optional[bool] = ...,
-    ) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., kvs: _Optional[_Iterable[_Union[_etcd_kv_pb2.KeyValue, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class PutRequest(_message.Message):
     __slots__ = ("key", "value", "lease")
@@ -67,9 +50,7 @@ class PutRequest(_message.Message):
     key: bytes
     value: bytes
     lease: int
-    def __init__(
-        self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., lease: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ("header",)
@@ -91,9 +72,7 @@ class DeleteRangeResponse(_message.Message):
     DELETED_FIELD_NUMBER: _ClassVar[int]
     header: ResponseHeader
     deleted: int
-    def __init__(
-        self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., deleted: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., deleted: _Optional[int] = ...) -> None: ...
 
 class RequestOp(_message.Message):
     __slots__ = ("request_range", "request_put", "request_delete_range")
@@ -103,12 +82,7 @@ class RequestOp(_message.Message):
     request_range: RangeRequest
     request_put: PutRequest
     request_delete_range: DeleteRangeRequest
-    def __init__(
-        self,
-        request_range: _Optional[_Union[RangeRequest, _Mapping]] = ...,
-        request_put: _Optional[_Union[PutRequest, _Mapping]] = ...,
-        request_delete_range: _Optional[_Union[DeleteRangeRequest, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, request_range: _Optional[_Union[RangeRequest, _Mapping]] = ..., request_put: _Optional[_Union[PutRequest, _Mapping]] = ..., request_delete_range: _Optional[_Union[DeleteRangeRequest, _Mapping]] = ...) -> None: ...
 
 class ResponseOp(_message.Message):
     __slots__ = ("response_range", "response_put", "response_delete_range")
@@ -118,12 +92,7 @@ class ResponseOp(_message.Message):
     response_range: RangeResponse
     response_put: PutResponse
     response_delete_range: DeleteRangeResponse
-    def __init__(
-        self,
-        response_range: _Optional[_Union[RangeResponse, _Mapping]] = ...,
-        response_put: _Optional[_Union[PutResponse, _Mapping]] = ...,
-        response_delete_range: _Optional[_Union[DeleteRangeResponse, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, response_range: _Optional[_Union[RangeResponse, _Mapping]] = ..., response_put: _Optional[_Union[PutResponse, _Mapping]] = ..., response_delete_range: _Optional[_Union[DeleteRangeResponse, _Mapping]] = ...) -> None: ...
 
 class Compare(_message.Message):
     __slots__ = ("result", "target", "key", "version", "create_revision", "mod_revision", "value", "lease")
@@ -133,7 +102,6 @@ class Compare(_message.Message):
         GREATER: _ClassVar[Compare.CompareResult]
         LESS: _ClassVar[Compare.CompareResult]
         NOT_EQUAL: _ClassVar[Compare.CompareResult]
-
     EQUAL: Compare.CompareResult
     GREATER: Compare.CompareResult
     LESS: Compare.CompareResult
@@ -145,7 +113,6 @@ class Compare(_message.Message):
         MOD: _ClassVar[Compare.CompareTarget]
         VALUE: _ClassVar[Compare.CompareTarget]
         LEASE: _ClassVar[Compare.CompareTarget]
-
     VERSION: Compare.CompareTarget
     CREATE: Compare.CompareTarget
     MOD: Compare.CompareTarget
@@ -167,17 +134,7 @@ class Compare(_message.Message):
     mod_revision: int
     value: bytes
     lease: int
-    def __init__(
-        self,
-        result: _Optional[_Union[Compare.CompareResult, str]] = ...,
-        target: _Optional[_Union[Compare.CompareTarget, str]] = ...,
-        key: _Optional[bytes] = ...,
-        version: _Optional[int] = ...,
-        create_revision: _Optional[int] = ...,
-        mod_revision: _Optional[int] = ...,
-        value: _Optional[bytes] = ...,
-        lease: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, result: _Optional[_Union[Compare.CompareResult, str]] = ..., target: _Optional[_Union[Compare.CompareTarget, str]] = ..., key: _Optional[bytes] = ..., version: _Optional[int] = ..., create_revision: _Optional[int] = ..., mod_revision: _Optional[int] = ..., value: _Optional[bytes] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class TxnRequest(_message.Message):
     __slots__ = ("compare", "success", "failure")
@@ -187,12 +144,7 @@ class TxnRequest(_message.Message):
     compare: _containers.RepeatedCompositeFieldContainer[Compare]
     success: _containers.RepeatedCompositeFieldContainer[RequestOp]
     failure: _containers.RepeatedCompositeFieldContainer[RequestOp]
-    def __init__(
-        self,
-        compare: _Optional[_Iterable[_Union[Compare, _Mapping]]] = ...,
-        success: _Optional[_Iterable[_Union[RequestOp, _Mapping]]] = ...,
-        failure: _Optional[_Iterable[_Union[RequestOp, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, compare: _Optional[_Iterable[_Union[Compare, _Mapping]]] = ..., success: _Optional[_Iterable[_Union[RequestOp, _Mapping]]] = ..., failure: _Optional[_Iterable[_Union[RequestOp, _Mapping]]] = ...) -> None: ...
 
 class TxnResponse(_message.Message):
     __slots__ = ("header", "succeeded", "responses")
@@ -202,12 +154,7 @@ class TxnResponse(_message.Message):
     header: ResponseHeader
     succeeded: bool
     responses: _containers.RepeatedCompositeFieldContainer[ResponseOp]
-    def __init__(
-        self,
-        header: _Optional[_Union[ResponseHeader, _Mapping]] = ...,
-        succeeded: _Optional[bool] = ...,
-        responses: _Optional[_Iterable[_Union[ResponseOp, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., succeeded: _Optional[bool] = ..., responses: _Optional[_Iterable[_Union[ResponseOp, _Mapping]]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("create_request", "progress_request")
@@ -215,11 +162,7 @@ class WatchRequest(_message.Message):
     PROGRESS_REQUEST_FIELD_NUMBER: _ClassVar[int]
     create_request: WatchCreateRequest
     progress_request: WatchProgressRequest
-    def __init__(
-        self,
-        create_request: _Optional[_Union[WatchCreateRequest, _Mapping]] = ...,
-        progress_request: _Optional[_Union[WatchProgressRequest, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, create_request: _Optional[_Union[WatchCreateRequest, _Mapping]] = ..., progress_request: _Optional[_Union[WatchProgressRequest, _Mapping]] = ...) -> None: ...
 
 class WatchCreateRequest(_message.Message):
     __slots__ = ("key", "range_end", "start_revision")
@@ -229,9 +172,7 @@ class WatchCreateRequest(_message.Message):
     key: bytes
     range_end: bytes
     start_revision: int
-    def __init__(
-        self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., start_revision: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., start_revision: _Optional[int] = ...) -> None: ...
 
 class WatchProgressRequest(_message.Message):
     __slots__ = ()
@@ -253,16 +194,7 @@ class WatchResponse(_message.Message):
     compact_revision: int
     cancel_reason: str
     events: _containers.RepeatedCompositeFieldContainer[_etcd_kv_pb2.Event]
-    def __init__(
-        self,
-        header: _Optional[_Union[ResponseHeader, _Mapping]] = ...,
-        watch_id: _Optional[int] = ...,
-        created: _Optional[bool] = ...,
-        canceled: _Optional[bool] = ...,
-        compact_revision: _Optional[int] = ...,
-        cancel_reason: _Optional[str] = ...,
-        events: _Optional[_Iterable[_Union[_etcd_kv_pb2.Event, _Mapping]]] = ...,
-    ) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., watch_id: _Optional[int] = ..., created: _Optional[bool] = ..., canceled: _Optional[bool] = ..., compact_revision: _Optional[int] = ..., cancel_reason: _Optional[str] = ..., events: _Optional[_Iterable[_Union[_etcd_kv_pb2.Event, _Mapping]]] = ...) -> None: ...
 
 class LeaseGrantRequest(_message.Message):
     __slots__ = ("TTL", "ID")
@@ -280,12 +212,7 @@ class LeaseGrantResponse(_message.Message):
     header: ResponseHeader
     ID: int
     TTL: int
-    def __init__(
-        self,
-        header: _Optional[_Union[ResponseHeader, _Mapping]] = ...,
-        ID: _Optional[int] = ...,
-        TTL: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., ID: _Optional[int] = ..., TTL: _Optional[int] = ...) -> None: ...
 
 class LeaseRevokeRequest(_message.Message):
     __slots__ = ("ID",)
@@ -313,9 +240,4 @@ class LeaseKeepAliveResponse(_message.Message):
     header: ResponseHeader
     ID: int
     TTL: int
-    def __init__(
-        self,
-        header: _Optional[_Union[ResponseHeader, _Mapping]] = ...,
-        ID: _Optional[int] = ...,
-        TTL: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., ID: _Optional[int] = ..., TTL: _Optional[int] = ...) -> None: ...

@@ -62,7 +62,7 @@ class Etcd:
             )
         try:
             async with asyncio.timeout(_DEADLINE), aiohttp.ClientSession() as session:
-                while not await self._is_healthy(session):
+                while not await self._is_healthy(session):  # noqa: ASYNC110 - etcd tells nobody when it is up
                     await asyncio.sleep(_POLL)
         except TimeoutError as error:
             tail = (self._folder / "etcd.log").read_text(errors="replace")[-2000:]
