@@ -1,18 +1,44 @@
-"""What this cluster serves to its peers on the federation stream, and to whom."""
+"""What this cluster serves to its peers on the federation stream, and to whom.
 
-from collections.abc import Mapping
-from datetime import datetime
+Each replica offers from its own picture, not from etcd: an etcd that is away or lost records takes nothing from peers.
+Peers are told three types: the members that told us of themselves, the own exports, and a beat every second.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 
 import grpc
 import msgspec
+from cryptography import x509
+from envoy.config.core.v3.base_pb2 import Node
 
+from federation import exports, names
 from federation.etcd import EtcdClient
+from federation.exports import Beat, Malformed
+from federation.freshness import BEAT_PERIOD
+from federation.introductions import Introductions
 from federation.model import ClusterSettings, ExportedService, MemberCluster, ServiceKey
+from federation.news import News
 from federation.replica import Replica
+from federation.snapshot import Snapshot
 from federation.store import MeshStore
-from trust.spiffe import ClusterName
+from federation.xds.protocol import DeltaStream, Order
+from federation.xds.resources import Resource, ResourceSet, TypeUrl
+from federation.xds.server import Refused, ServicerContext, Unauthenticated, delta_handler, read_first, serve_stream
+from trust.spiffe import ClusterName, InvalidName, MeshDomain, control_identity, parse_spiffe_id
 
-FEDERATION_METHOD = "/isthmus.federation.v1.Federation/DeltaResources"
+log = logging.getLogger(__name__)
+
+FEDERATION_SERVICE = "isthmus.federation.v1.Federation"
+FEDERATION_METHOD = "DeltaResources"
+INTRODUCTION = "member"
+"""Key of the node's metadata under which a peer introduces itself: its member record, as JSON text."""
+
+
+class NotAPeer(Exception):
+    """A certificate that is not that of another cluster's control plane; the message says whose it is."""
 
 
 class ListenerStatus(msgspec.Struct, frozen=True):
@@ -30,27 +56,180 @@ class Offer:
         self, settings: ClusterSettings, member: MemberCluster, *, store: MeshStore, etcd: EtcdClient, replica: Replica
     ) -> None:
         """`member` is this cluster's own record (`exports.own_member`)."""
-        raise NotImplementedError
+        self._settings = settings
+        self._member = member
+        self._store = store
+        self._replica = replica
+        self._exports: Mapping[ServiceKey, ExportedService] = {}
+        self._resources: Mapping[TypeUrl, Mapping[str, Resource]] = {}
+        self._introductions = Introductions(etcd)
+        self._listeners: dict[DeltaStream, tuple[ClusterName, datetime]] = {}
+        self._resources_news = News()
+        self.news = News()
 
     @property
     def member(self) -> MemberCluster:
         """This cluster's own record."""
-        raise NotImplementedError
+        return self._member
 
     @property
     def exports(self) -> Mapping[ServiceKey, ExportedService]:
-        """What this cluster offers now; empty before the picture is ready."""
-        raise NotImplementedError
+        """What this cluster offers now; empty before the picture is ready. `news` tells when it changed."""
+        return self._exports
 
     @property
     def handler(self) -> grpc.GenericRpcHandler:
         """The federation method, for a grpc.aio server whose credentials require client certificates of this mesh."""
-        raise NotImplementedError
+        return delta_handler(FEDERATION_SERVICE, FEDERATION_METHOD, self._serve)
 
     def listeners(self) -> tuple[ListenerStatus, ...]:
         """The peers on this replica's federation streams now, by name."""
-        raise NotImplementedError
+        found = [
+            ListenerStatus(peer, since, tuple((each.name, each.message) for each in stream.rejections.values()))
+            for stream, (peer, since) in self._listeners.items()
+        ]
+        return tuple(sorted(found, key=lambda status: (status.peer, status.since)))
+
+    async def wait_ready(self) -> None:
+        """Returns once it is known what this cluster offers: before, nothing may be told or taken back."""
+        await self.news.wait_newer(0)
 
     async def run(self) -> None:
-        """Keeps what is offered in step with the picture, beats, and remembers who introduced himself. For ever."""
-        raise NotImplementedError
+        """Keeps what is offered in step with the picture, beats, and remembers who introduced itself. For ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_in_step())
+            tasks.create_task(self._beat())
+            tasks.create_task(self._introductions.run())
+
+    async def _keep_in_step(self) -> None:
+        snapshot = await self._store.wait_ready()
+        self._exports = self._published()
+        seen_at = datetime.now(UTC)
+        while True:
+            before = self._exports
+            found = exports.offered(snapshot, self._settings, before=before, changed_at=seen_at)
+            self._exports = {
+                key: exported for key, exported in found.items() if before.get(key) is exported or _fits(exported)
+            }
+            known = self._resources.get(TypeUrl.EXPORT, {})
+            offers = {
+                str(key): known[str(key)]
+                if before.get(key) is exported and str(key) in known
+                else exports.export_resource(exported)
+                for key, exported in self._exports.items()
+            }
+            self._set({TypeUrl.EXPORT: offers, TypeUrl.MEMBER: self._known_members(snapshot)})
+            self.news.tell()
+            revision = snapshot.revision
+            snapshot = await self._store.wait_newer(revision)
+            seen_at = self._first_seen(revision)
+
+    def _published(self) -> Mapping[ServiceKey, ExportedService]:
+        """Returns what the leader published before this process started: what is still so keeps its moment."""
+        prefix = names.export_prefix(self._member.name)
+        found = {}
+        for key, body in self._replica.records.items():
+            if key.startswith(prefix):
+                try:
+                    exported = exports.decode_export(body)
+                except Malformed:
+                    continue
+                found[exported.key] = exported
+        return found
+
+    def _first_seen(self, revision: int) -> datetime:
+        """Returns when the source saw what changed after `revision`; what peers changed is none of our exports."""
+        match self._store.changed_since(revision):
+            case (moment, False):
+                return moment
+            case _:
+                return datetime.now(UTC)
+
+    def _known_members(self, snapshot: Snapshot) -> Mapping[str, Resource]:
+        others = [member for member in snapshot.members.values() if member.name != self._member.name]
+        return {member.name: exports.member_resource(member) for member in (self._member, *exports.may_pass_on(others))}
+
+    async def _beat(self) -> None:
+        count = 0
+        while True:
+            count += 1
+            beat = exports.beat_resource(Beat(self._member.name, count))
+            self._set({TypeUrl.BEAT: {beat.name: beat}})
+            await asyncio.sleep(BEAT_PERIOD.total_seconds())
+
+    def _set(self, changed: Mapping[TypeUrl, Mapping[str, Resource]]) -> None:
+        self._resources = {**self._resources, **changed}
+        self._resources_news.tell()
+
+    async def _serve(self, context: ServicerContext) -> None:
+        peer = self._identify(context)
+        first = await read_first(context)
+        self._introduce(peer, first.node)
+        stream = DeltaStream(Order.NONE)
+        self._listeners[stream] = (peer, datetime.now(UTC))
+        log.info("peer listens", extra={"peer": peer})
+        try:
+            await serve_stream(context, first, stream=stream, feed=self._feed())
+        finally:
+            del self._listeners[stream]
+            log.info("peer listens no more", extra={"peer": peer})
+
+    async def _feed(self) -> AsyncIterator[ResourceSet]:
+        await self.wait_ready()
+        while True:
+            seen = self._resources_news.count
+            yield self._resources
+            await self._resources_news.wait_newer(seen)
+
+    def _identify(self, context: ServicerContext) -> ClusterName:
+        certificates = list(context.auth_context().get("x509_pem_cert", ()))
+        if not certificates:
+            raise Unauthenticated("a client certificate of this mesh is needed")
+        try:
+            peer = peer_of(certificates[0], self._settings.domain)
+        except NotAPeer as error:
+            raise Refused(str(error)) from error
+        if peer == self._settings.name:
+            raise Refused(f"this is {peer} itself")
+        return peer
+
+    def _introduce(self, peer: ClusterName, node: Node) -> None:
+        fields = node.metadata.fields
+        if INTRODUCTION not in fields:
+            return
+        try:
+            self._introductions.note(exports.read_member(peer, fields[INTRODUCTION].string_value.encode(), peer))
+        except Malformed as error:
+            raise Refused(f"the introduction cannot be believed: {error}") from error
+
+
+def peer_of(certificate_pem: bytes, domain: MeshDomain) -> ClusterName:
+    """Returns the cluster whose control plane a verified certificate belongs to; raises NotAPeer.
+
+    Exactly one URI counts (X509-SVID, section 2): with two, it would be open who is meant.
+    """
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    try:
+        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound as error:
+        raise NotAPeer("the certificate names nobody") from error
+    uris = alternative.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        raise NotAPeer(f"the certificate has {len(uris)} URIs, not one SPIFFE id")
+    try:
+        identity = parse_spiffe_id(uris[0], domain)
+    except InvalidName as error:
+        raise NotAPeer(str(error)) from error
+    if identity != control_identity(identity.cluster):
+        raise NotAPeer(f"{uris[0]} is no control plane")
+    return identity.cluster
+
+
+def _fits(exported: ExportedService) -> bool:
+    size = len(exports.encode(exported))
+    if size > exports.MAX_RECORD:
+        log.error(
+            "service is too large to be offered",
+            extra={"service": str(exported.key), "bytes": size, "most": exports.MAX_RECORD},
+        )
+    return size <= exports.MAX_RECORD

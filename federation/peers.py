@@ -1,16 +1,44 @@
-"""Listens to the other clusters: receives what they offer and keeps it in this cluster's etcd. The leader's task."""
+"""Listens to the other clusters: receives what they offer and keeps it in this cluster's etcd. The leader's task.
 
-from collections.abc import Callable
-from datetime import datetime
+A peer's silence, reset or empty answer deletes nothing: an import goes when its owner says so, on a stream or among the
+differences after a reconnect. What cannot be believed is refused with a reason and shown, and disturbs nothing else.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from random import uniform
 
 import msgspec
+from envoy.config.core.v3.base_pb2 import Node
 
+from federation import exports, names
 from federation.election import Leadership
-from federation.etcd import EtcdClient
-from federation.model import ClusterSettings, Liveness, MemberCluster
+from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
+from federation.exports import Malformed
+from federation.freshness import is_worth_telling, judge
+from federation.listening import StreamEnded, listen, open_channel
+from federation.model import ClusterSettings, Freshness, GatewayAddress, Liveness, MemberCluster
+from federation.news import News
+from federation.offer import INTRODUCTION
+from federation.records import keep_member, write_records
+from federation.replica import Replica
 from federation.store import MeshStore
+from federation.xds.client import Received
+from federation.xds.resources import TypeUrl
 from trust.issuance import X509Svid
-from trust.spiffe import ClusterName
+from trust.spiffe import ClusterName, control_dns_name
+
+log = logging.getLogger(__name__)
+
+_FIRST_BACK_OFF = timedelta(milliseconds=100)
+_MAX_BACK_OFF = timedelta(seconds=2)
+_LOOK_EVERY = timedelta(milliseconds=500)
+"""How often silence is measured."""
+_SHORTEST_LIFE = timedelta(seconds=30)
+"""Of a connection, however near the renewal of the certificate it was made with."""
 
 
 class PeerRejection(msgspec.Struct, frozen=True, order=True):
@@ -24,7 +52,7 @@ class PeerRejection(msgspec.Struct, frozen=True, order=True):
 class PeerStatus(msgspec.Struct, frozen=True):
     """One peer as the leader hears it. `via` is the gateway it is heard through now, empty when it is not.
 
-    `problem` says why the last attempt to hear it ended; empty while it is heard.
+    `problem` says why the last attempt to hear it ended; empty while it is heard. `exports` counts what it offers.
     """
 
     peer: ClusterName
@@ -33,9 +61,22 @@ class PeerStatus(msgspec.Struct, frozen=True):
     heard: datetime | None
     via: str
     exports: int
-    members: int
     rejections: tuple[PeerRejection, ...] = ()
     problem: str = ""
+
+
+@dataclass
+class _Hearing:
+    """What this leader knows of one peer by listening. `heard_at` and `began_at` are in seconds of the loop's clock."""
+
+    began_at: float
+    verdict: Freshness | None
+    heard: datetime | None = None
+    heard_at: float | None = None
+    gateway: GatewayAddress | None = None
+    problem: str = ""
+    rejections: dict[str, PeerRejection] = field(default_factory=dict)
+    news: News = field(default_factory=News)
 
 
 class Peers:
@@ -48,6 +89,7 @@ class Peers:
         *,
         store: MeshStore,
         etcd: EtcdClient,
+        replica: Replica,
         identity: Callable[[], X509Svid],
         trust_bundle: Callable[[], bytes],
     ) -> None:
@@ -55,12 +97,224 @@ class Peers:
 
         `member` is this cluster's own record: it introduces us to the peer.
         """
-        raise NotImplementedError
+        self._settings = settings
+        self._member = member
+        self._store = store
+        self._etcd = etcd
+        self._replica = replica
+        self._identity = identity
+        self._trust_bundle = trust_bundle
+        self._hearings: dict[ClusterName, _Hearing] = {}
 
     def status(self) -> tuple[PeerStatus, ...]:
         """The peers this replica listens to, by name; empty while another replica leads."""
-        raise NotImplementedError
+        return tuple(self._status(peer, hearing) for peer, hearing in sorted(self._hearings.items()))
 
     async def run(self, leadership: Leadership) -> None:
-        """Listens to every peer of the picture for ever; to be cancelled when leadership is lost."""
-        raise NotImplementedError
+        """Listens to every peer of the picture for ever; to be cancelled when leadership is lost.
+
+        Raises Fenced (in a group) when it was lost unnoticed.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                snapshot = await self._store.wait_ready()
+                while True:
+                    for peer in sorted(snapshot.members.keys() - self._hearings.keys() - {self._settings.name}):
+                        now = asyncio.get_running_loop().time()
+                        hearing = self._hearings[peer] = _Hearing(now, snapshot.freshness.get(peer))
+                        tasks.create_task(self._attend(peer, hearing, leadership))
+                        tasks.create_task(self._watch(peer, hearing, leadership))
+                    snapshot = await self._store.wait_newer(snapshot.revision)
+        finally:
+            self._hearings.clear()
+
+    async def _attend(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> None:
+        """Keeps a stream to one peer, gateway after gateway. Every failure is another machine's: shown and retried."""
+        failures = 0
+        attempts = 0
+        while True:
+            heard_before = hearing.heard_at
+            gateways = self._gateways(peer)
+            if gateways:
+                hearing.gateway = gateways[attempts % len(gateways)]
+                hearing.problem = await self._listen(peer, hearing, leadership)
+                hearing.gateway = None
+            else:
+                hearing.problem = "no gateway of it is known"
+            attempts += 1
+            failures = failures + 1 if hearing.heard_at == heard_before else 0
+            await asyncio.sleep(_back_off(failures).total_seconds())
+
+    def _gateways(self, peer: ClusterName) -> tuple[GatewayAddress, ...]:
+        member = self._store.snapshot.members.get(peer)
+        return self._settings.peer_gateways.get(peer) or (member.gateways if member else ())
+
+    async def _listen(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> str:
+        """Listens until the stream ends and returns why it did; empty when it had lived long enough."""
+        assert hearing.gateway is not None
+        problem = ""
+
+        async def keep(received: Received) -> str:
+            return await self._keep(peer, received, hearing=hearing, leadership=leadership)
+
+        def heard() -> None:
+            hearing.heard, hearing.heard_at = datetime.now(UTC), asyncio.get_running_loop().time()
+            hearing.problem = ""
+            hearing.news.tell()
+
+        try:
+            held = await self._held(peer)
+            svid = self._identity()
+            channel = open_channel(
+                hearing.gateway,
+                server_name=control_dns_name(peer, self._settings.domain),
+                svid=svid,
+                trust_bundle=self._trust_bundle(),
+            )
+            lifetime = max(svid.renew_at - datetime.now(UTC), _SHORTEST_LIFE)
+            async with asyncio.TaskGroup() as tasks:
+                sentry = tasks.create_task(self._end_when_etcd_loses(self._replica.losses))
+                await listen(channel, node=self._node(), held=held, on_sign=heard, keep=keep, lifetime=lifetime)
+                sentry.cancel()
+        except* (StreamEnded, EtcdUnavailable, EtcdRefused) as group:
+            problem = "; ".join(dict.fromkeys(str(error) for error in _leaves(group)))
+        return problem
+
+    async def _end_when_etcd_loses(self, losses: int) -> None:
+        """Ends the stream when etcd lost records: the next one begins with the versions that are really held."""
+        while self._replica.losses == losses:
+            await self._replica.news.wait_newer(self._replica.news.count)
+        raise StreamEnded("etcd lost data, asking again for what it holds no more")
+
+    def _node(self) -> Node:
+        node = Node(id=self._settings.name)
+        node.metadata.update({INTRODUCTION: exports.encode(self._member).decode()})
+        return node
+
+    async def _held(self, peer: ClusterName) -> Mapping[TypeUrl, Mapping[str, str]]:
+        """Returns the versions that this cluster holds of what `peer` said: in the picture, or only in etcd yet.
+
+        A name left out here would never be taken back by the peer, so etcd itself is asked: the picture may be behind.
+        """
+        picture = self._store.snapshot
+        offers = {key: exported for (cluster, key), exported in picture.imports.items() if cluster == peer}
+        for item in (await self._etcd.list(names.export_prefix(peer))).items:
+            try:
+                exported = exports.decode_export(item.value)
+            except Malformed:
+                continue  # not held, so it comes again
+            offers[exported.key] = exported
+        members = {
+            str(name): exports.member_resource(msgspec.structs.replace(member, introduced_by="")).version
+            for name, member in picture.members.items()
+            # Of the peer itself hearsay is not enough: it must come again, to be believed.
+            if name != peer or not member.introduced_by
+        }
+        versions = {str(key): exports.export_version(exported) for key, exported in offers.items()}
+        return {TypeUrl.EXPORT: versions, TypeUrl.MEMBER: members}
+
+    async def _keep(self, peer: ClusterName, received: Received, *, hearing: _Hearing, leadership: Leadership) -> str:
+        """Writes what a peer said into etcd and returns what was refused of it, and why.
+
+        The good part of a response that is refused is kept all the same: it is true, and comes again.
+        """
+        match received.type_url:
+            case TypeUrl.EXPORT:
+                refused = await self._keep_exports(peer, received, leadership)
+            case TypeUrl.MEMBER:
+                refused = await self._keep_members(peer, received, leadership)
+            case _:
+                refused = {}
+        kind = "Export" if received.type_url is TypeUrl.EXPORT else "Member"
+        for name in (*(resource.name for resource in received.upserts), *received.removed):
+            hearing.rejections.pop(f"{kind} {name}", None)
+        for name, message in refused.items():
+            hearing.rejections[f"{kind} {name}"] = PeerRejection(f"{kind} {name}", message, datetime.now(UTC))
+            log.warning("refused what a peer said", extra={"peer": peer, "resource": f"{kind} {name}", "why": message})
+        return "; ".join(f"{name}: {message}" for name, message in refused.items())
+
+    async def _keep_exports(self, peer: ClusterName, received: Received, leadership: Leadership) -> dict[str, str]:
+        puts, refused = {}, {}
+        for resource in received.upserts:
+            try:
+                exported = exports.read_export(resource.name, resource.body, peer)
+            except Malformed as error:
+                refused[resource.name] = str(error)
+            else:
+                puts[names.export_key(peer, exported.key)] = exports.encode(exported)
+        # Joined to the peer's own prefix, the name of a removal can reach nothing of anybody else.
+        deletes = [names.export_prefix(peer) + name for name in received.removed]
+        await write_records(self._etcd, leadership.guard, puts=puts, deletes=deletes)
+        if puts or deletes:
+            log.info("peer synced", extra={"peer": peer, "written": len(puts), "removed": len(deletes)})
+        return refused
+
+    async def _keep_members(self, peer: ClusterName, received: Received, leadership: Leadership) -> dict[str, str]:
+        refused = {}
+        for resource in received.upserts:
+            try:
+                said = exports.read_member(resource.name, resource.body, peer)
+            except Malformed as error:
+                refused[resource.name] = str(error)
+                continue
+            if said.name != self._settings.name and await keep_member(self._etcd, said, guard=leadership.guard):
+                log.info("member learnt", extra={"member": said.name, "said_by": peer})
+        # Removals are not heeded: nobody takes a member out of the mesh by forgetting it.
+        return refused
+
+    async def _watch(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> None:
+        """Judges how fresh a peer is, and tells etcd when that is worth a write."""
+        key = names.freshness_key(peer)
+        told = hearing.verdict
+        while True:
+            seen = hearing.news.count
+            before = hearing.verdict
+            hearing.verdict = verdict = judge(
+                before, heard=hearing.heard, silence=_silence(hearing), now=datetime.now(UTC)
+            )
+            if before is None or before.state is not verdict.state:
+                log.info("peer changed", extra={"peer": peer, "state": verdict.state.value, "problem": hearing.problem})
+            if key not in self._replica.records or is_worth_telling(told, verdict):
+                try:
+                    await self._etcd.put(key, exports.encode(verdict), guard=leadership.guard)
+                    told = verdict
+                except (EtcdUnavailable, EtcdRefused):
+                    pass  # told at the next look; who waits for etcd says so
+            try:
+                async with asyncio.timeout(_LOOK_EVERY.total_seconds()):
+                    await hearing.news.wait_newer(seen)
+            except TimeoutError:
+                continue
+
+    def _status(self, peer: ClusterName, hearing: _Hearing) -> PeerStatus:
+        is_heard = hearing.gateway is not None and not hearing.problem and hearing.heard is not None
+        gateway = hearing.gateway
+        return PeerStatus(
+            peer=peer,
+            state=hearing.verdict.state if hearing.verdict else Liveness.UNKNOWN,
+            since=hearing.verdict.since if hearing.verdict else None,
+            heard=hearing.heard or (hearing.verdict.heard if hearing.verdict else None),
+            via=f"{gateway.address}:{gateway.port}" if gateway and is_heard else "",
+            exports=sum(cluster == peer for cluster, _ in self._store.snapshot.imports),
+            rejections=tuple(sorted(hearing.rejections.values())),
+            problem=hearing.problem,
+        )
+
+
+def _silence(hearing: _Hearing) -> timedelta:
+    since = hearing.began_at if hearing.heard_at is None else hearing.heard_at
+    return timedelta(seconds=asyncio.get_running_loop().time() - since)
+
+
+def _back_off(failures: int) -> timedelta:
+    """Returns the wait before the next attempt, with jitter: the members of a mesh do not come back in step."""
+    longest: timedelta = min(_MAX_BACK_OFF, _FIRST_BACK_OFF * 2 ** min(failures, 10))
+    return timedelta(seconds=uniform(0.5, 1.0) * longest.total_seconds())  # noqa: S311 - no secret
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -1,19 +1,114 @@
-"""Writes into this cluster's etcd what the cluster says of itself. The leader's task."""
+"""Writes into this cluster's etcd what the cluster says of itself, and again what etcd lost. The leader's task."""
 
+import asyncio
+import logging
+from collections.abc import Mapping
+from datetime import timedelta
+
+from federation import exports, names
 from federation.election import Leadership
-from federation.etcd import EtcdClient
+from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
+from federation.exports import Malformed
+from federation.news import News
 from federation.offer import Offer
+from federation.records import write_records
 from federation.replica import Replica
+from federation.store import MeshStore
+
+log = logging.getLogger(__name__)
+
+_CATCH_UP = timedelta(seconds=5)
+"""How long the copy of etcd may take to show a write before it is compared all the same: an outage, or lost writes."""
+_RETRY = timedelta(seconds=1)
 
 
 class Publisher:
     """Keeps the own member record and the own exports in etcd equal to what is offered."""
 
-    def __init__(self, etcd: EtcdClient, replica: Replica, offer: Offer) -> None:
+    def __init__(self, store: MeshStore, etcd: EtcdClient, *, replica: Replica, offer: Offer) -> None:
+        self._store = store
         self._etcd = etcd
         self._replica = replica
         self._offer = offer
 
     async def run(self, leadership: Leadership) -> None:
-        """Publishes for ever; to be cancelled when leadership is lost."""
-        raise NotImplementedError
+        """Publishes for ever; to be cancelled when leadership is lost. Raises Fenced when it was lost unnoticed."""
+        due = News()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_pass_on(self._offer.news, due))
+            tasks.create_task(_pass_on(self._replica.news, due))
+            tasks.create_task(self._publish(leadership, due))
+
+    async def _publish(self, leadership: Leadership, due: News) -> None:
+        # Before all origins have been listed, what is offered is not known, and nothing may be taken back.
+        await self._store.wait_ready()
+        await self._offer.wait_ready()
+        while True:
+            seen = due.count
+            try:
+                await self._write_differences(leadership)
+            except (EtcdUnavailable, EtcdRefused) as error:
+                log.warning("own records not written", extra={"reason": str(error)})
+                await asyncio.sleep(_RETRY.total_seconds())
+                continue
+            await due.wait_newer(seen)
+
+    async def _write_differences(self, leadership: Leadership) -> None:
+        records = self._replica.records
+        wanted = self._wanted()
+        puts = {key: body for key, body in wanted.items() if not _says_the_same(key, records.get(key), body)}
+        own = names.export_prefix(self._offer.member.name)
+        deletes = [key for key in records if key.startswith(own) and key not in wanted]
+        if not puts and not deletes:
+            return
+        losses = self._replica.losses
+        revision = await write_records(self._etcd, leadership.guard, puts=puts, deletes=deletes)
+        log.info("own records written", extra={"written": len(puts), "removed": len(deletes)})
+        try:
+            async with asyncio.timeout(_CATCH_UP.total_seconds()):
+                while self._replica.revision < revision and self._replica.losses == losses:
+                    await self._replica.news.wait_newer(self._replica.news.count)
+        except TimeoutError:
+            log.warning("etcd copy is late", extra={"wrote_revision": revision, "has_revision": self._replica.revision})
+
+    def _wanted(self) -> Mapping[str, bytes]:
+        member, offers = self._offer.member, self._offer.exports
+        wanted = {names.member_key(member.name): exports.encode(member)}
+        for key, exported in offers.items():
+            wanted[names.export_key(member.name, key)] = exports.encode(exported)
+        return wanted | self._lost()
+
+    def _lost(self) -> dict[str, bytes]:
+        """Returns the records of the picture that etcd does not hold: it lost them (see `replica`)."""
+        picture, records, own = self._store.snapshot, self._replica.records, self._offer.member.name
+        lost = {
+            names.member_key(name): exports.encode(member)
+            for name, member in picture.members.items()
+            if name != own and names.member_key(name) not in records
+        }
+        for (cluster, key), imported in picture.imports.items():
+            if names.export_key(cluster, key) not in records:
+                lost[names.export_key(cluster, key)] = exports.encode(imported)
+        return lost
+
+
+def _says_the_same(key: str, held: bytes | None, body: bytes) -> bool:
+    """Says whether two records mean the same; the moment of the last change is no difference."""
+    if held is None or held == body:
+        return held is not None
+    match names.parse_etcd_key(key):
+        case ("exports", _, _):
+            try:
+                versions = {exports.export_version(exports.decode_export(each)) for each in (held, body)}
+            except Malformed:
+                return False
+            return len(versions) == 1
+        case _:
+            return False
+
+
+async def _pass_on(source: News, target: News) -> None:
+    seen = source.count
+    while True:
+        seen = await source.wait_newer(seen)
+        target.tell()

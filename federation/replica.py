@@ -1,12 +1,33 @@
-"""This replica's copy of the cluster's etcd: what the leader wrote there becomes part of the picture, and stays."""
+"""This replica's copy of the cluster's etcd: what the leader wrote there becomes part of the picture, and stays.
 
+Nothing leaves the picture because etcd forgot it: when etcd comes back with less than it had acknowledged (lost writes,
+an empty data folder), what is missing stays here, and the leader's publisher writes it again.
+"""
+
+import logging
 from collections.abc import Mapping
+from contextlib import aclosing
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
 
-from federation.etcd import EtcdClient
-from federation.model import ClusterSettings
+from federation import names
+from federation.etcd import EtcdClient, Event, Listing
+from federation.exports import Malformed
+from federation.model import ClusterSettings, ExportedService, Finding
+from federation.news import News
+from federation.records import Place, place_of, read_record
+from federation.snapshot import Change, Replace, Section
 from federation.store import MeshStore
 
+log = logging.getLogger(__name__)
+
 ORIGIN = "etcd"
+"""Name under which the store waits for the first listing."""
+
+_SECTIONS = (Section.MEMBERS, Section.IMPORTS, Section.FRESHNESS)
+_WHERE = "etcd "
+"""Begins the place of a finding about a record: the key follows."""
 
 
 class Replica:
@@ -15,17 +36,106 @@ class Replica:
     def __init__(self, settings: ClusterSettings, store: MeshStore) -> None:
         self._settings = settings
         self._store = store
+        self._records: dict[str, bytes] = {}
+        self._revision = 0
+        self._losses = 0
+        self.news = News()
 
     @property
     def records(self) -> Mapping[str, bytes]:
-        """What etcd holds, by key, as far as it concerns the picture; this cluster's own exports too."""
-        raise NotImplementedError
+        """What etcd holds, by key: members, freshness, and exports, those of this cluster too."""
+        return MappingProxyType(self._records)
 
     @property
     def revision(self) -> int:
         """The revision of etcd that `records` shows; 0 before the first listing."""
-        raise NotImplementedError
+        return self._revision
+
+    @property
+    def losses(self) -> int:
+        """How often etcd came back with less than it had: then whoever wrote must make sure of what is there."""
+        return self._losses
 
     async def run(self, etcd: EtcdClient) -> None:
-        """Follows etcd for ever. Calls `store.mark_listed("etcd")` after the first listing."""
-        raise NotImplementedError
+        """Follows etcd for ever; the store hears of the first listing under ORIGIN."""
+        async with aclosing(etcd.follow(names.ETCD_PREFIX)) as following:
+            async for item in following:
+                match item:
+                    case Listing():
+                        self._relist(item)
+                        self._store.mark_listed(ORIGIN)
+                    case Event():
+                        self._follow(item)
+                self.news.tell()
+
+    def _relist(self, listing: Listing) -> None:
+        is_loss = listing.revision < self._revision
+        if is_loss:
+            self._losses += 1
+            log.warning("etcd lost data", extra={"had_revision": self._revision, "has_revision": listing.revision})
+        self._revision = listing.revision
+        self._records = {item.key: item.value for item in listing.items if place_of(item.key) is not None}
+        before = self._store.snapshot
+        known: dict[Section, Mapping[Any, Any]] = {section: getattr(before, section.value) for section in _SECTIONS}
+        values = {section: dict(known[section]) if is_loss else {} for section in _SECTIONS}
+        findings = {}
+        for key, body in self._records.items():
+            place = self._place(key)
+            if place is None:
+                continue
+            try:
+                values[place.section][place.key] = read_record(key, body)
+            except Malformed as error:
+                findings[_WHERE + key] = (_finding(key, error),)
+                if place.key in known[place.section]:
+                    values[place.section][place.key] = known[place.section][place.key]
+        cleared = {where for where in before.findings if where.startswith(_WHERE)} - findings.keys()
+        self._store.apply(
+            [
+                *(Replace(section, found) for section, found in values.items()),
+                *(Change(Section.FINDINGS, where, found) for where, found in findings.items()),
+                *(Change(Section.FINDINGS, where, None) for where in cleared),
+            ]
+        )
+
+    def _follow(self, event: Event) -> None:
+        self._revision = event.revision
+        if place_of(event.key) is None:
+            return
+        if event.item is None:
+            self._records.pop(event.key, None)
+        else:
+            self._records[event.key] = event.item.value
+        place = self._place(event.key)
+        if place is None:
+            return
+        at = datetime.now(UTC)
+        try:
+            value = read_record(event.key, event.item.value) if event.item else None
+        except Malformed as error:
+            # The last good value stays in force.
+            self._store.apply([Change(Section.FINDINGS, _WHERE + event.key, (_finding(event.key, error),))])
+            return
+        if isinstance(value, ExportedService):
+            at = min(at, value.changed_at)  # a peer whose clock is ahead must not make convergence negative
+        self._store.apply(
+            [Change(place.section, place.key, value), Change(Section.FINDINGS, _WHERE + event.key, None)], at=at
+        )
+
+    def _place(self, key: str) -> Place | None:
+        """Returns where a record belongs in the picture; None for what this cluster tells the others."""
+        place = place_of(key)
+        if place is None or (place.section is not Section.MEMBERS and place.cluster == self._settings.name):
+            return None
+        return place
+
+
+def _finding(key: str, error: Malformed) -> Finding:
+    return Finding(
+        where=_WHERE + key,
+        line=0,
+        object="",
+        field="",
+        message=str(error),
+        hint="its last good value stays in force; the leader writes it again when its owner says it anew",
+    )

@@ -1,0 +1,140 @@
+"""The records of members, exports and freshness in etcd: where each belongs in the picture, and how many are written.
+
+members/<cluster>                      a MemberCluster          picture: members
+exports/<cluster>/<namespace>/<name>   an ExportedService       picture: imports, if it is of another cluster
+freshness/<cluster>                    a Freshness              picture: freshness
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from federation import exports, names
+from federation.etcd import (
+    Condition,
+    Delete,
+    EtcdClient,
+    EtcdUnavailable,
+    Fenced,
+    Get,
+    Guard,
+    KeyValue,
+    Operation,
+    Put,
+    Unchanged,
+)
+from federation.exports import Malformed
+from federation.model import MemberCluster
+from federation.snapshot import Section
+from trust.spiffe import ClusterName, InvalidName
+
+_MAX_OPERATIONS = 100  # etcd takes 128 in a transaction
+_MAX_BYTES = exports.MAX_RECORD + 64 * 1024  # etcd takes 1.5 MiB in a request: one record of any size, or many small
+
+_ATTEMPTS = 5  # of writing a record that another replica writes at the same moment
+
+
+class Place(NamedTuple):
+    """Where a record belongs in the picture: the key of its value there."""
+
+    section: Section
+    cluster: ClusterName
+    key: object
+
+
+def place_of(key: str) -> Place | None:
+    """Returns the place of an etcd key; None for keys that are no such records."""
+    try:
+        parsed = names.parse_etcd_key(key)
+    except InvalidName:
+        return None
+    match parsed:
+        case ("members", cluster, None):
+            return Place(Section.MEMBERS, cluster, cluster)
+        case ("freshness", cluster, None):
+            return Place(Section.FRESHNESS, cluster, cluster)
+        case ("exports", cluster, service):
+            return Place(Section.IMPORTS, cluster, (cluster, service))
+        case _:
+            return None
+
+
+def read_record(key: str, body: bytes) -> object:
+    """Returns the value of the record under `key`, which must be about what the key names; raises Malformed."""
+    match names.parse_etcd_key(key):
+        case ("members", cluster, None):
+            member = exports.decode_member(body)
+            if member.name != cluster:
+                raise Malformed(f"the record is about {member.name!r}")
+            return member
+        case ("freshness", _, None):
+            return exports.decode_freshness(body)
+        case ("exports", cluster, service):
+            return exports.read_export(str(service), body, cluster)
+        case _:
+            raise Malformed("no record is kept under this key")
+
+
+async def write_records(
+    etcd: EtcdClient, guard: Guard, *, puts: Mapping[str, bytes], deletes: Sequence[str] = ()
+) -> int:
+    """Writes and removes records, many in one request, and returns the revision of the last.
+
+    Raises Fenced when the guard does not hold, EtcdUnavailable, EtcdRefused; then some may have been written.
+    """
+    revision = 0
+    for batch in _batches(puts, deletes):
+        outcome = await etcd.transact([guard], batch)
+        if not outcome.succeeded:
+            raise Fenced(f"somebody else leads: {guard.key} was written by another")
+        revision = outcome.revision
+    return revision
+
+
+async def keep_member(etcd: EtcdClient, said: MemberCluster, *, guard: Guard | None = None) -> bool:
+    """Writes what was said of a member, if it is news (`exports.learn`), and returns whether it was.
+
+    Raises Fenced when the guard does not hold, EtcdUnavailable, EtcdRefused.
+    """
+    key = names.member_key(said.name)
+    for _ in range(_ATTEMPTS):
+        held = await etcd.get(key)
+        record = exports.learn(_member_or_nothing(held), said)
+        if record is None:
+            return False
+        unchanged = Unchanged(key, held.mod_revision if held else 0)
+        conditions: list[Condition] = [unchanged, *((guard,) if guard else ())]
+        outcome = await etcd.transact(
+            conditions, [Put(key, exports.encode(record))], [Get(guard.key if guard else key)]
+        )
+        if outcome.succeeded:
+            return True
+        if guard is not None and not _holds(guard, outcome.found[0]):
+            raise Fenced(f"somebody else leads: {guard.key} was written by another")
+    raise EtcdUnavailable(f"{key} is written by others all the time")
+
+
+def _member_or_nothing(held: KeyValue | None) -> MemberCluster | None:
+    try:
+        return exports.decode_member(held.value) if held else None
+    except Malformed:
+        return None  # what nobody can read is replaced by anything that can be read
+
+
+def _holds(guard: Guard, found: KeyValue | None) -> bool:
+    return guard.create_revision == (found.create_revision if found else 0)
+
+
+def _batches(puts: Mapping[str, bytes], deletes: Sequence[str]) -> Iterator[list[Operation]]:
+    batch: list[Operation] = []
+    size = 0
+    operations: list[Operation] = [Delete(key) for key in deletes]
+    operations += [Put(key, value) for key, value in puts.items()]
+    for operation in operations:
+        weight = len(operation.key) + (len(operation.value) if isinstance(operation, Put) else 0)
+        if batch and (len(batch) == _MAX_OPERATIONS or size + weight > _MAX_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(operation)
+        size += weight
+    if batch:
+        yield batch
