@@ -20,8 +20,9 @@ from aiohttp.typedefs import Middleware
 
 from federation.reports import ClusterReport, ErrorReport, ProxyReport, ServiceReport, StatusReport, TokenReport
 from federation.telemetry import CONTENT_TYPE
+from trust import refusals
+from trust.attestation import TokenRole
 from trust.joining import Grant, Introduction, JoinRequest
-from trust.refusals import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +33,14 @@ _MAX_BODY = 1 << 20  # bytes: a grant is some kilobytes
 
 
 class TokenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/tokens: `role` is "sidecar" or "gateway"."""
+    """The body of POST /v1/tokens."""
 
     namespace: str
     account: str
-    role: str = "sidecar"
+    role: TokenRole = TokenRole.SIDECAR
 
 
-class AdminRefused(Refusal):
+class AdminRefused(refusals.Refusal):
     """The control plane will not do what was asked; `status` is the HTTP status."""
 
     def __init__(self, message: str, hint: str, *, status: int) -> None:
@@ -48,7 +49,7 @@ class AdminRefused(Refusal):
 
 
 class AdminBackend(Protocol):
-    """What the admin API asks of the control plane. Those that refuse raise a Refusal: answered by 409."""
+    """What the admin API asks of the control plane. Those that refuse raise a trust Refusal: answered by 409."""
 
     @property
     def is_ready(self) -> bool:
@@ -136,7 +137,7 @@ async def _body(request: web.Request, expected: type[_Body]) -> _Body:
 async def _refusals(request: web.Request, handler: _Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except Refusal as error:
+    except refusals.Refusal as error:
         log.info("admin request refused", extra={"path": request.path, "reason": error.message})
         status = error.status if isinstance(error, AdminRefused) else 409
         return _json(ErrorReport(error.message, error.hint), status)

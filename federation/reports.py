@@ -43,7 +43,7 @@ class ClusterReport(msgspec.Struct, frozen=True):
     """One member of the mesh as the asked cluster sees it.
 
     `exports` counts the services that this member offers; `via` is the gateway over which the asked replica hears it
-    now (only the leader does); `rejected` says what was refused from it and why.
+    now (only the leader does), `problem` why it is not heard; `rejected` says what was refused from it and why.
     """
 
     name: str
@@ -59,6 +59,7 @@ class ClusterReport(msgspec.Struct, frozen=True):
     exports: int
     introduced_by: str = ""
     via: str = ""
+    problem: str = ""
     rejected: tuple[str, ...] = ()
 
 
@@ -83,12 +84,12 @@ class ServiceReport(msgspec.Struct, frozen=True):
 
 
 class TypeReport(msgspec.Struct, frozen=True):
-    """Delivery of one xDS type to one proxy: how many resources it should have and how many it acknowledged."""
+    """Delivery of one xDS type to one proxy: resources it acknowledged, responses sent to it on this stream."""
 
     type: str
-    sent: int
     acknowledged: int
-    is_stalled: bool = False
+    pushes: int
+    stalled_since: datetime | None = None
 
 
 class RejectionReport(msgspec.Struct, frozen=True):
@@ -101,13 +102,19 @@ class RejectionReport(msgspec.Struct, frozen=True):
 
 
 class ProxyReport(msgspec.Struct, frozen=True):
-    """One proxy on an ADS stream of the asked replica."""
+    """One proxy on an ADS stream of the asked replica. `identity` is its SPIFFE id.
+
+    `is_in_step` says that it has taken the newest picture that it was offered: nothing refused, stalled or under way.
+    """
 
     node: str
     role: str
+    identity: str
     replica: str
     connected_since: datetime
-    revision: int
+    offered_revision: int
+    acknowledged_revision: int
+    acknowledged_at: datetime | None
     is_in_step: bool
     types: tuple[TypeReport, ...]
     rejections: tuple[RejectionReport, ...] = ()

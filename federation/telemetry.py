@@ -5,6 +5,7 @@ Labels are bounded: never a pod, an address or a version. Two kinds of source: e
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from types import MappingProxyType
 
 import msgspec
@@ -21,6 +22,8 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 CONVERGENCE = "isthmus.convergence"
 PROXIES = "isthmus.proxies"
 PROXIES_IN_STEP = "isthmus.proxies.in_step"
+PUSHES = "isthmus.pushes"
+REFUSALS = "isthmus.refusals"
 REJECTIONS = "isthmus.rejections"
 PEERS = "isthmus.peers"
 FINDINGS = "isthmus.findings"
@@ -73,6 +76,8 @@ class Telemetry:
         self._convergence = meter.create_histogram(
             CONVERGENCE, "s", "From the first sight of a change anywhere to its acknowledgement by a proxy."
         )
+        self._pushes = meter.create_counter(PUSHES, description="Responses sent to proxies.")
+        self._refusals = meter.create_counter(REFUSALS, description="Responses that proxies refused.")
         self._read = read
         self._gauges = Gauges()
 
@@ -100,9 +105,18 @@ class Telemetry:
         labelled(FINDINGS, SEVERITY, lambda now: now.findings, "What is wrong with the objects of this cluster.")
         labelled(OBJECTS, KIND, lambda now: now.objects, "Objects in the picture.")
 
-    def converged(self, seconds: float, is_remote: bool) -> None:
-        """Notes that a proxy has acknowledged a change `seconds` after it was first seen, here or at a peer."""
-        self._convergence.record(seconds, {SCOPE: "remote" if is_remote else "local"})
+    def converged(self, took: timedelta, is_remote: bool) -> None:
+        """Notes that a proxy has acknowledged a change that was first seen `took` ago, here or at a peer."""
+        # Clocks of two clusters may differ by more than it took: never record the negative.
+        self._convergence.record(max(0.0, took.total_seconds()), {SCOPE: "remote" if is_remote else "local"})
+
+    def pushed(self, type_name: str) -> None:
+        """Notes a response to a proxy, by the short name of its xDS type."""
+        self._pushes.add(1, {TYPE: type_name})
+
+    def refused(self, type_name: str) -> None:
+        """Notes a response that a proxy refused."""
+        self._refusals.add(1, {TYPE: type_name})
 
     def text(self) -> bytes:
         """Returns all metrics in the text format of Prometheus (CONTENT_TYPE)."""

@@ -11,7 +11,7 @@ import click
 from rich.console import RenderableType
 
 from deploy.cli.output import CommandFailed, ago, output_option, show, table
-from deploy.cli.targets import Targets, target_options
+from deploy.cli.targets import Targets, contexts_options, target_options
 from deploy.cli.trust import open_root, passphrase_option, root_option
 from federation.model import Liveness
 from federation.reports import ClusterReport, StatusReport
@@ -20,18 +20,18 @@ from trust.joining import Grant, Introduction, JoinRequest
 
 
 @click.command()
-@click.argument("cluster")
+@click.argument("newcomer", metavar="CLUSTER")
 @click.option("--via", metavar="CLUSTER", help="A member that introduces it: how the new one finds the others.")
 @click.option("--replace", is_flag=True, help="Give the name to a new key: the cluster lost its old one.")
 @root_option
 @passphrase_option
-@target_options
+@contexts_options
 @output_option
 def join(
     targets: Targets,
     output: str,
     *,
-    cluster: str,
+    newcomer: str,
     via: str | None,
     replace: bool,
     root: Path,
@@ -43,11 +43,11 @@ def join(
     """
 
     async def run() -> tuple[Grant, StatusReport]:
-        async with targets.client(cluster) as newcomer:
-            request = await newcomer.join_request()
-            if request.cluster.name != cluster:
+        async with targets.client(newcomer) as client:
+            request = await client.join_request()
+            if request.cluster.name != newcomer:
                 raise CommandFailed(
-                    f"the control plane that was asked is of cluster {request.cluster.name}, not of {cluster}",
+                    f"the control plane that was asked is of cluster {request.cluster.name}, not of {newcomer}",
                     f"isthmus join {request.cluster.name} ...",
                 )
             introductions = [] if via is None else [await _introduction(targets, via)]
@@ -56,12 +56,12 @@ def join(
                     request, now=datetime.now(UTC), introductions=introductions, replace=replace
                 )
             )
-            return signed, await newcomer.join(signed)
+            return signed, await client.join(signed)
 
     signed, status = asyncio.run(run())
-    others = [introduced.name for introduced in signed.introductions if introduced.name != cluster]
+    others = [introduced.name for introduced in signed.introductions if introduced.name != newcomer]
     known = f"; it was introduced to {', '.join(others)}" if others else ""
-    show(status, output, lambda: f"{cluster} is a member of {signed.domain}{known}.")
+    show(status, output, lambda: f"{newcomer} is a member of {signed.domain}{known}.")
 
 
 @click.command("join-request")
@@ -84,7 +84,7 @@ def join_request(targets: Targets, *, out: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Write the grant to this file.")
 @root_option
 @passphrase_option
-@target_options
+@contexts_options
 def grant(
     targets: Targets,
     *,
@@ -111,7 +111,7 @@ def grant(
 
 @click.command()
 @click.argument("grant", type=click.File("rb"))
-@target_options
+@contexts_options
 @output_option
 def accept(targets: Targets, output: str, *, grant: BinaryIO) -> None:
     """Hand the GRANT to the cluster that asked for it. `-` reads standard input."""

@@ -177,5 +177,5 @@ def _render_proxies(answer: Sequence[ProxyReport], now: datetime) -> list[Render
 def _delivery(types: Sequence[TypeReport], kind: str) -> str:
     for one in types:
         if one.type == kind:
-            return f"{one.acknowledged}/{one.sent}" + (" stalled" if one.is_stalled else "")
+            return f"{one.acknowledged}" + (" stalled" if one.stalled_since else "")
     return "-"

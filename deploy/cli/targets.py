@@ -59,9 +59,15 @@ class Targets:
 
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds --cluster, --lab, --contexts, --admin and --admin-token-file to a command: its parameter `targets`."""
+    """Adds --cluster and the options of `contexts_options` to a command: its parameter `targets`."""
+    return click.option("--cluster", metavar="NAME", default="", help="The member cluster to ask.")(
+        contexts_options(command)
+    )
 
-    @click.option("--cluster", metavar="NAME", default="", help="The member cluster to ask.")
+
+def contexts_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds --lab, --contexts, --admin and --admin-token-file to a command that names its clusters by itself."""
+
     @click.option("--lab", metavar="NAME", default="lab", show_default=True, envvar="ISTHMUS_LAB", help="A lab's name.")
     @click.option("--contexts", metavar="FILE", envvar="ISTHMUS_CONTEXTS", help="JSON file that names control planes.")
     @click.option("--admin", metavar="URL", envvar="ISTHMUS_ADMIN", help="Admin address of one control plane.")
@@ -71,11 +77,11 @@ def target_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_targets(
         *args: object,
-        cluster: str,
         lab: str,
         contexts: str | None,
         admin: str | None,
         admin_token_file: str,
+        cluster: str = "",
         **rest: object,
     ) -> None:
         def load() -> Mapping[str, Context]:

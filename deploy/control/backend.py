@@ -1,0 +1,147 @@
+"""What the admin API asks of a running control plane, answered: reports, joining, tokens."""
+
+import logging
+from datetime import UTC, datetime
+from typing import Protocol
+
+from deploy.control.membership import Joining
+from deploy.control.options import ControlOptions
+from deploy.control.reports import cluster_reports, gauges, introduction, is_in_step, proxy_report, service_reports
+from federation.admin import AdminRefused, TokenOrder
+from federation.etcd import EtcdClient, EtcdError
+from federation.names import token_key
+from federation.peers import PeerStatus
+from federation.reports import ClusterReport, ProxyReport, ServiceReport, StatusReport, TokenReport
+from federation.store import MeshStore
+from federation.telemetry import Gauges, Telemetry
+from federation.xds.ads import ProxyStatus
+from trust import attestation
+from trust.joining import Grant, Introduction, JoinRequest
+
+log = logging.getLogger(__name__)
+
+
+class MemberParts(Protocol):
+    """What only a cluster that has joined has: as the reports see it."""
+
+    @property
+    def is_serving(self) -> bool:
+        """Says whether the ports for proxies and peers are open."""
+
+    @property
+    def leader(self) -> str:
+        """The replica that leads, empty when unknown."""
+
+    @property
+    def certificate_expires(self) -> datetime:
+        """When the control plane's own certificate expires."""
+
+    def proxies(self) -> tuple[ProxyStatus, ...]: ...
+    def peers(self) -> tuple[PeerStatus, ...]: ...
+
+
+class Backend:
+    """The `AdminBackend` of one replica. `parts` is None until the cluster has joined."""
+
+    def __init__(self, options: ControlOptions, *, store: MeshStore, etcd: EtcdClient, joining: Joining) -> None:
+        self._options = options
+        self._store = store
+        self._etcd = etcd
+        self._joining = joining
+        self._started = datetime.now(UTC)
+        self.parts: MemberParts | None = None
+        self.telemetry = Telemetry(options.settings.name, options.replica, self._gauges)
+
+    @property
+    def is_ready(self) -> bool:
+        """Says whether proxies are served."""
+        return self.parts is not None and self.parts.is_serving
+
+    def status(self) -> StatusReport:
+        """Returns the health of this replica."""
+        snapshot, settings, parts = self._store.snapshot, self._options.settings, self.parts
+        proxies = parts.proxies() if parts else ()
+        leader = parts.leader if parts else ""
+        waiting = sorted(self._store.missing) + ([] if parts else ["join"])
+        return StatusReport(
+            cluster=settings.name,
+            domain=settings.domain,
+            replica=self._options.replica,
+            is_joined=parts is not None,
+            is_ready=self.is_ready,
+            waiting_for=tuple(waiting or ([] if self.is_ready else ["ports"])),
+            is_leader=leader == self._options.replica,
+            leader=leader,
+            revision=snapshot.revision,
+            started=self._started,
+            services=len(snapshot.services),
+            exports=len(snapshot.exports.keys() & snapshot.services.keys()),
+            pods=len(snapshot.pods),
+            ready_pods=sum(pod.ready for pod in snapshot.pods.values()),
+            imports=len(snapshot.imports),
+            clusters=len(snapshot.members.keys() | {settings.name}),
+            proxies=len(proxies),
+            proxies_in_step=sum(map(is_in_step, proxies)),
+            certificate_expires=parts.certificate_expires if parts else None,
+            findings=tuple(finding for _, found in sorted(snapshot.findings.items()) for finding in found),
+        )
+
+    def clusters(self) -> tuple[ClusterReport, ...]:
+        """Returns the members of the mesh."""
+        return cluster_reports(self._store.snapshot, self._options.settings, self.parts.peers() if self.parts else ())
+
+    def services(self) -> tuple[ServiceReport, ...]:
+        """Returns the services known here."""
+        return service_reports(self._store.snapshot, self._options.settings)
+
+    def proxies(self) -> tuple[ProxyReport, ...]:
+        """Returns the proxies of this replica."""
+        connected = self.parts.proxies() if self.parts else ()
+        return tuple(proxy_report(proxy, self._options.settings, self._options.replica) for proxy in connected)
+
+    def member(self) -> Introduction:
+        """Returns how this cluster introduces itself; raises AdminRefused before it is a member."""
+        if self.parts is None:
+            name = self._options.settings.name
+            raise AdminRefused(
+                f"{name} is no member of a mesh yet: it cannot introduce anybody",
+                f"isthmus join {name} --root DIR comes first",
+                status=409,
+            )
+        return introduction(self._options.settings)
+
+    def metrics(self) -> bytes:
+        """Returns the metrics as Prometheus text."""
+        return self.telemetry.text()
+
+    async def join_request(self) -> JoinRequest:
+        """Returns the pending join request."""
+        return await self._joining.request()
+
+    async def join(self, grant: Grant) -> None:
+        """Takes a grant."""
+        await self._joining.accept(grant)
+
+    async def create_token(self, order: TokenOrder) -> TokenReport:
+        """Makes a join token, keeps its digest in etcd and tells it this once."""
+        record = attestation.make_record(order.namespace, order.account, role=order.role, now=datetime.now(UTC))
+        token = attestation.new_token()
+        try:
+            await self._etcd.put(token_key(attestation.digest(token)), attestation.encode_record(record))
+        except EtcdError as error:
+            raise AdminRefused(
+                f"etcd did not take the token: {error}", "is the cluster's etcd running?", status=503
+            ) from error
+        log.info("join token made", extra={"namespace": order.namespace, "account": order.account, "role": order.role})
+        return TokenReport(token, order.namespace, order.account, order.role)
+
+    def _gauges(self) -> Gauges:
+        parts = self.parts
+        return gauges(
+            self._store.snapshot,
+            parts.proxies() if parts else (),
+            settings=self._options.settings,
+            is_leading=parts is not None and parts.leader == self._options.replica,
+            certificate_expires=parts.certificate_expires if parts else None,
+            now=datetime.now(UTC),
+        )

@@ -1,0 +1,51 @@
+"""What a control plane is told when it starts."""
+
+import contextlib
+import secrets
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+
+from federation.etcd import EtcdTls
+from federation.model import ClusterSettings
+from trust import files
+from trust.issuance import LEAF_LIFETIME
+
+_TOKEN_BYTES = 32
+
+
+class ControlOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of `isthmus control`.
+
+    `data` holds the CA key and the admin token; replicas of one cluster share it. ADS, federation and admin port are
+    bound on `address`. `control_addresses` are all replicas: where the gateways send the peers' federation streams.
+    """
+
+    settings: ClusterSettings
+    replica: str
+    etcd: tuple[str, ...]
+    data: Path
+    manifests: tuple[Path, ...]
+    address: str
+    control_addresses: tuple[str, ...]
+    etcd_tls: EtcdTls | None = None
+    leaf_lifetime: timedelta = LEAF_LIFETIME
+    ca_passphrase: bytes | None = None
+
+    @property
+    def admin_token_file(self) -> Path:
+        """Where the admin token is kept (mode 0600); made at the first start."""
+        return self.data / "admin-token"
+
+
+def admin_token(options: ControlOptions) -> str:
+    """Returns the admin token; makes it at the first start. Blocks; raises trust's FileRefused.
+
+    Replicas that start together agree on one: the file is made whole or not at all, and the first one wins.
+    """
+    files.make_directory(options.data)
+    with contextlib.suppress(files.FileExists):
+        if not options.admin_token_file.exists():
+            files.create(options.admin_token_file, (secrets.token_urlsafe(_TOKEN_BYTES) + "\n").encode())
+    return files.read(options.admin_token_file).decode().strip()

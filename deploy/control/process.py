@@ -1,0 +1,236 @@
+"""The assembly of a control plane: which part runs when, and how all of them end.
+
+at once          sources and the copy of etcd fill the picture; the admin API answers
+once joined      the election: the leader publishes, and listens to the peers
+once complete    ADS for the proxies, the federation stream for the peers
+"""
+
+import asyncio
+import logging
+from datetime import datetime
+
+import grpc
+from aiohttp import web
+
+from deploy.control.backend import Backend
+from deploy.control.identity import OwnIdentity, ProxySecrets
+from deploy.control.membership import Joining, Membership
+from deploy.control.options import ControlOptions, admin_token
+from deploy.control.proxies import Admissions, Compiler
+from deploy.control.reports import introduced_member, short_type
+from federation.admin import admin_app
+from federation.election import Election, Leadership
+from federation.etcd import EtcdClient, EtcdUnavailable, Fenced
+from federation.exports import encode, own_member
+from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT
+from federation.names import member_key
+from federation.offer import Offer
+from federation.peers import Peers, PeerStatus
+from federation.publisher import Publisher
+from federation.replica import Replica
+from federation.sources.manifests import ManifestSource
+from federation.store import MeshStore
+from federation.telemetry import Telemetry
+from federation.xds.ads import AdsServer, ProxyStatus
+from federation.xds.server import SERVER_OPTIONS
+from trust.certificates import certificate_pem
+from trust.issuance import Issuer
+from trust.refusals import Refusal
+from trust.spiffe import control_identity
+
+log = logging.getLogger(__name__)
+
+ORIGINS = frozenset({"source", "etcd"})
+"""Who must have told all it has before anybody is told anything."""
+
+_GRACE = 0.5  # seconds for streams to end when the process is told to; proxies go to another replica at once
+
+
+class CannotListen(Refusal):
+    """An address that the control plane should listen on is not to be had."""
+
+
+async def run(options: ControlOptions, stop: asyncio.Event) -> None:
+    """Runs a control plane until `stop` is set; raises a Refusal when it cannot start."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(_run(options))
+            await stop.wait()
+            log.info("control plane stops", extra={"cluster": options.settings.name, "replica": options.replica})
+            running.cancel()
+    except BaseExceptionGroup as errors:
+        raise _only(errors, (Refusal,)) from None
+
+
+async def _run(options: ControlOptions) -> None:
+    token = await asyncio.to_thread(admin_token, options)
+    joining = Joining(options)
+    await asyncio.to_thread(joining.load)
+    store = MeshStore(ORIGINS)
+    replica = Replica(options.settings, store)
+    async with EtcdClient(options.etcd, tls=options.etcd_tls) as etcd:
+        backend = Backend(options, store=store, etcd=etcd, joining=joining)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ManifestSource(options.manifests).run(store))
+            group.create_task(replica.run(etcd))
+            group.create_task(_serve_admin(admin_app(backend, token), options.address))
+            log.info("control plane started", extra={"cluster": options.settings.name, "replica": options.replica})
+            membership = await joining.wait()
+            member = Member(options, membership, store=store, etcd=etcd, replica=replica, telemetry=backend.telemetry)
+            backend.parts = member
+            await member.run()
+
+
+class Member:
+    """The parts of a control plane whose cluster has joined: it has an authority, an identity, proxies and peers."""
+
+    def __init__(
+        self,
+        options: ControlOptions,
+        membership: Membership,
+        *,
+        store: MeshStore,
+        etcd: EtcdClient,
+        replica: Replica,
+        telemetry: Telemetry,
+    ) -> None:
+        settings = options.settings
+        self._options = options
+        self._introductions = membership.introductions
+        self._store = store
+        self._etcd = etcd
+        issuer = Issuer(membership.authority, leaf_lifetime=options.leaf_lifetime)
+        self._identity = OwnIdentity(issuer, control_identity(settings.name))
+        record = own_member(settings, certificate=certificate_pem(membership.authority.certificate).decode())
+        self._offer = Offer(settings, record, store=store, etcd=etcd, replica=replica)
+        self._publisher = Publisher(store, etcd, replica=replica, offer=self._offer)
+        self._peers = Peers(
+            settings,
+            record,
+            store=store,
+            etcd=etcd,
+            replica=replica,
+            identity=self._identity.current,
+            trust_bundle=lambda: issuer.trust_bundle_pem,
+        )
+        self._election = Election(etcd, options.replica)
+        self._ads = AdsServer(
+            store,
+            Compiler(settings, options.control_addresses),
+            admission=Admissions(settings, etcd),
+            secrets=ProxySecrets(issuer),
+            on_converged=telemetry.converged,
+            on_pushed=lambda type_url: telemetry.pushed(short_type(type_url)),
+            on_rejected=lambda type_url: telemetry.refused(short_type(type_url)),
+        )
+        self._is_serving = False
+
+    @property
+    def is_serving(self) -> bool:
+        """Says whether the ports for proxies and peers are open."""
+        return self._is_serving
+
+    @property
+    def leader(self) -> str:
+        """The replica that leads, empty when unknown."""
+        return self._election.leader or ""
+
+    @property
+    def certificate_expires(self) -> datetime:
+        """When the control plane's own certificate expires."""
+        return self._identity.current().not_after
+
+    def proxies(self) -> tuple[ProxyStatus, ...]:
+        """The proxies of this replica."""
+        return self._ads.proxies()
+
+    def peers(self) -> tuple[PeerStatus, ...]:
+        """The peers that this replica hears: none unless it leads."""
+        return self._peers.status()
+
+    async def run(self) -> None:
+        """Runs for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._offer.run())
+            group.create_task(self._election.run(self._lead))
+            group.create_task(self._serve())
+
+    async def _serve(self) -> None:
+        """Opens the ports once the picture is whole: who asks earlier would be told that there is nothing."""
+        await self._store.wait_ready()
+        address = self._options.address
+        ads = _server(self._ads.handler, address, ADS_PORT, self._identity.server_credentials(wants_clients=False))
+        federation = _server(
+            self._offer.handler, address, FEDERATION_PORT, self._identity.server_credentials(wants_clients=True)
+        )
+        try:
+            await ads.start()
+            await federation.start()
+            self._is_serving = True
+            log.info("proxies and peers are served", extra={"address": address})
+            await ads.wait_for_termination()
+        finally:
+            self._is_serving = False
+            async with asyncio.TaskGroup() as group:
+                group.create_task(ads.stop(_GRACE))
+                group.create_task(federation.stop(_GRACE))
+
+    async def _lead(self, leadership: Leadership) -> None:
+        log.info("replica leads", extra={"replica": self._options.replica})
+        try:
+            await self._remember_introductions()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._publisher.run(leadership))
+                group.create_task(self._peers.run(leadership))
+        except BaseExceptionGroup as errors:
+            raise _only(errors, (Fenced, EtcdUnavailable)) from None
+        finally:
+            log.info("replica leads no more", extra={"replica": self._options.replica})
+
+    async def _remember_introductions(self) -> None:
+        """Writes whom the root introduced, where nothing is known: an etcd that lost its data knows nobody."""
+        for introduced in self._introductions:
+            if introduced.name != self._options.settings.name:
+                await self._etcd.put_if_absent(member_key(introduced.name), encode(introduced_member(introduced)))
+
+
+async def _serve_admin(app: web.Application, address: str) -> None:
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, address, CONTROL_ADMIN_PORT).start()
+        except OSError as error:
+            raise CannotListen(
+                f"the admin API cannot listen on {address}:{CONTROL_ADMIN_PORT}: {error.strerror}",
+                "is another control plane running there? --address names another one",
+            ) from error
+        await asyncio.get_running_loop().create_future()  # until cancelled
+    finally:
+        await runner.cleanup()
+
+
+def _server(
+    handler: grpc.GenericRpcHandler, address: str, port: int, credentials: grpc.ServerCredentials
+) -> grpc.aio.Server:
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((handler,))
+    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    try:
+        server.add_secure_port(where, credentials)
+    except RuntimeError as error:
+        raise CannotListen(
+            f"the control plane cannot listen on {where}", "is another one running there? --address names another one"
+        ) from error
+    return server
+
+
+def _only(errors: BaseExceptionGroup[BaseException], kinds: tuple[type[Exception], ...]) -> BaseException:
+    """Returns the first error of a group when all are of `kinds`, else the group: anything else is a bug."""
+    expected, rest = errors.split(kinds)
+    if expected is None or rest is not None:
+        return errors
+    first: BaseException = expected
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

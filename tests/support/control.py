@@ -1,0 +1,205 @@
+"""Runs real control planes for tests: the command `isthmus control` as a process, and the command line against it."""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from deploy.cli.admin_client import AdminClient
+from tests.support.etcd import start_etcd
+
+PATIENCE = timedelta(seconds=30)
+"""Deadline of every wait here: generous, because two noisy cores are shared by many tests."""
+
+DOMAIN = "mesh.test"
+_PORTS = (15001, 15008, 15012, 15013, 15014, 15443)
+_ISTHMUS = (sys.executable, "-m", "deploy.cli.main")
+
+
+def free_address() -> str:
+    """Returns an address of 127.108.0.0/16 on which no port of ours is taken."""
+    while True:
+        address = f"127.108.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+        try:
+            for port in _PORTS:
+                with closing(socket.create_server((address, port))):
+                    pass
+        except OSError:
+            continue
+        return address
+
+
+class Ran(msgspec.Struct, frozen=True):
+    """A command that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+async def isthmus(*arguments: str, contexts: Path | None = None, stdin: str = "") -> Ran:
+    """Runs the command line to its end."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ISTHMUS_")}
+    environment = inherited | ({"ISTHMUS_CONTEXTS": str(contexts)} if contexts else {})
+    process = await asyncio.create_subprocess_exec(
+        *_ISTHMUS,
+        *arguments,
+        env=environment,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE.total_seconds()):
+            stdout, stderr = await process.communicate(stdin.encode())
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return Ran(process.returncode or 0, stdout.decode(), stderr.decode())
+
+
+class Control:
+    """One control plane replica, whose data directory survives `kill`."""
+
+    def __init__(self, folder: Path, name: str, *, etcd: str, address: str, arguments: Sequence[str]) -> None:
+        self.name = name
+        self.address = address
+        self.data = folder / "control"
+        self.manifests = folder / "manifests"
+        self.manifests.mkdir(parents=True, exist_ok=True)
+        self._log = folder / "control.log"
+        self._command = (
+            *_ISTHMUS,
+            *("control", "--cluster", name, "--domain", DOMAIN, "--etcd", etcd, "--data", str(self.data)),
+            *("--manifests", str(self.manifests), "--address", address, *arguments),
+        )
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def context(self) -> Mapping[str, str]:
+        """Where the command line finds this control plane."""
+        return {"admin": f"http://{self.address}:15014", "token_file": str(self.data / "admin-token")}
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    async def start(self) -> None:
+        """Starts the process and returns when its admin API answers."""
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        async with asyncio.timeout(PATIENCE.total_seconds()):
+            while not is_listening(self.address, 15014):
+                assert self._process.returncode is None, f"control plane of {self.name} ended:\n{self.log}"
+                await asyncio.sleep(0.02)
+
+    def client(self, token: str | None = None) -> AdminClient:
+        """Returns a client of the admin API, with the right token unless another is given."""
+        if token is None:
+            token = (self.data / "admin-token").read_text().strip()
+        return AdminClient(self.context["admin"], token)
+
+    async def stop(self) -> int:
+        """Asks the process to end (SIGTERM) and returns its exit code."""
+        return await self._end(signal.SIGTERM)
+
+    async def kill(self) -> int:
+        """Kills the process (SIGKILL)."""
+        return await self._end(signal.SIGKILL)
+
+    async def _end(self, how: signal.Signals) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        if process.returncode is None:
+            process.send_signal(how)
+        try:
+            async with asyncio.timeout(10):
+                return await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise AssertionError(f"the control plane of {self.name} did not end:\n{self.log}") from None
+
+    def write(self, file: str, *objects: Mapping[str, object]) -> None:
+        """Puts Kubernetes objects into a file of the manifests folder."""
+        draft = self.manifests / f".{file}.draft"
+        draft.write_text(yaml.safe_dump_all(objects))
+        draft.rename(self.manifests / file)
+
+
+@asynccontextmanager
+async def start_control(folder: Path, name: str = "east", *arguments: str) -> AsyncIterator[Control]:
+    """Runs an etcd and a control plane of cluster `name`, with all their files below `folder`."""
+    etcd_folder = folder / "etcd"
+    await asyncio.to_thread(lambda: etcd_folder.mkdir(parents=True))
+    options = arguments if "--region" in arguments else ("--region", "eu", *arguments)
+    async with start_etcd(etcd_folder) as etcd:
+        control = Control(folder, name, etcd=etcd.url, address=free_address(), arguments=options)
+        try:
+            await control.start()
+            yield control
+        finally:
+            await control.stop()
+
+
+def is_listening(address: str, port: int) -> bool:
+    """Says whether somebody accepts connections on a loopback address."""
+    with closing(socket.socket()) as one:
+        return one.connect_ex((address, port)) == 0
+
+
+def write_contexts(file: Path, *controls: Control) -> Path:
+    """Writes the file by which the command line finds control planes; returns it."""
+    file.write_text(json.dumps({control.name: control.context for control in controls}))
+    return file
+
+
+def service(name: str, *, namespace: str = "shop", port: int = 80, target: int = 8080) -> dict[str, object]:
+    """Makes a Service that selects `app: <name>`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "selector": {"app": name},
+            "ports": [{"name": "http", "port": port, "targetPort": target, "appProtocol": "http"}],
+        },
+    }
+
+
+def export(name: str, *, namespace: str = "shop") -> dict[str, object]:
+    """Makes a ServiceExport."""
+    return {
+        "apiVersion": "multicluster.x-k8s.io/v1beta1",
+        "kind": "ServiceExport",
+        "metadata": {"name": name, "namespace": namespace},
+    }
+
+
+def pod(name: str, app: str, address: str, *, namespace: str = "shop", zone: str = "a") -> dict[str, object]:
+    """Makes a ready Pod with the labels `app: <app>` and the service account `<app>`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {"app": app, "topology.kubernetes.io/zone": zone},
+        },
+        "spec": {"serviceAccountName": app, "containers": [{"name": "app", "ports": [{"containerPort": 8080}]}]},
+        "status": {"podIP": address, "conditions": [{"type": "Ready", "status": "True"}]},
+    }
