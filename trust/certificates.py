@@ -145,7 +145,7 @@ def check_request(pem: bytes, cluster: ClusterName, domain: MeshDomain, statemen
     if (subject := request.subject) != _tagged_name(cluster, domain, statement):
         if list(subject)[:-1] == list(_name(cluster, domain)):
             raise CertificateRefused("the request was changed after it was made: it says what was not signed", hint)
-        message = f"the certificate request is for {subject.rfc4514_string()!r}, not for {cluster} of {domain}"
+        message = f"the certificate request is for {print_name(subject)!r}, not for {cluster} of {domain}"
         raise CertificateRefused(message, hint)
     return key
 
@@ -215,7 +215,7 @@ def root_domain(root: x509.Certificate) -> MeshDomain:
     try:
         return parse_domain(".".join(reversed(labels)))
     except InvalidName as error:
-        message = f"the certificate of {root.subject.rfc4514_string()!r} is not the root of a mesh"
+        message = f"the certificate of {print_name(root.subject)!r} is not the root of a mesh"
         raise CertificateRefused(message, "name the certificate that `isthmus trust init` made") from error
 
 
@@ -242,8 +242,8 @@ def describe(certificate: x509.Certificate) -> CertificateSummary:
     basic = read_extension(certificate, x509.BasicConstraints)
     uris = [name.value for name in names if isinstance(name, x509.UniformResourceIdentifier)]
     return CertificateSummary(
-        subject=certificate.subject.rfc4514_string(),
-        issuer=certificate.issuer.rfc4514_string(),
+        subject=print_name(certificate.subject),
+        issuer=print_name(certificate.issuer),
         serial=f"{certificate.serial_number:x}",
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
@@ -252,6 +252,11 @@ def describe(certificate: x509.Certificate) -> CertificateSummary:
         spiffe_id=next((uri for uri in uris if uri.startswith("spiffe://")), ""),
         dns_names=tuple(name.value for name in names if isinstance(name, x509.DNSName)),
     )
+
+
+def print_name(name: x509.Name) -> str:
+    """Prints a distinguished name (RFC 4514), with the word for the one attribute that the RFC has no word for."""
+    return name.rfc4514_string({NameOID.SERIAL_NUMBER: "serialNumber"})
 
 
 def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
@@ -282,14 +287,20 @@ def slice_constraints(cluster: ClusterName, domain: MeshDomain) -> x509.NameCons
     return x509.NameConstraints([x509.UniformResourceIdentifier(host), x509.DNSName(host)], None)
 
 
+def read_extensions(certificate: x509.Certificate) -> x509.Extensions:
+    """Returns all extensions; raises CertificateRefused when they are malformed."""
+    try:
+        return certificate.extensions
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise CertificateRefused("the certificate's extensions cannot be read", "show another certificate") from error
+
+
 def read_extension(certificate: x509.Certificate, kind: type[_Extension]) -> x509.Extension[_Extension] | None:
     """Returns an extension, or None when there is none; raises CertificateRefused when the extensions are malformed."""
     try:
-        return certificate.extensions.get_extension_for_class(kind)
+        return read_extensions(certificate).get_extension_for_class(kind)
     except x509.ExtensionNotFound:
         return None
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise CertificateRefused("the certificate's extensions cannot be read", "show another certificate") from error
 
 
 def alternative_names(certificate: x509.Certificate) -> tuple[x509.GeneralName, ...]:

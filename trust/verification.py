@@ -15,12 +15,24 @@ from trust.certificates import (
     check_valid_at,
     is_within,
     key_usage,
+    print_name,
     read_extension,
+    read_extensions,
     root_domain,
     slice_constraints,
     spiffe_identity,
 )
 from trust.spiffe import ClusterName, Identity, MeshDomain, cluster_slice, spiffe_id
+
+_UNDERSTOOD = (
+    x509.BasicConstraints,
+    x509.KeyUsage,
+    x509.ExtendedKeyUsage,
+    x509.NameConstraints,
+    x509.SubjectAlternativeName,
+    x509.SubjectKeyIdentifier,
+    x509.AuthorityKeyIdentifier,
+)
 
 
 def check_root(root: x509.Certificate, domain: MeshDomain, *, now: datetime) -> None:
@@ -81,8 +93,12 @@ def _check_issued_by(certificate: x509.Certificate, issuer: x509.Certificate, wh
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
-        message = f"{what} is not signed by {issuer.subject.rfc4514_string()!r}"
+        message = f"{what} is not signed by {print_name(issuer.subject)!r}"
         raise CertificateRefused(message, "check that both belong to the same mesh") from error
+    for extension in read_extensions(certificate):
+        if extension.critical and not isinstance(extension.value, _UNDERSTOOD):
+            message = f"{what} has a critical extension that nobody here knows: {extension.oid.dotted_string}"
+            raise CertificateRefused(message, "use the certificate that Isthmus made")
 
 
 def _check_ca(certificate: x509.Certificate, what: str) -> x509.BasicConstraints:
