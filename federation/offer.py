@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 import grpc
 import msgspec
-from cryptography import x509
 from envoy.config.core.v3.base_pb2 import Node
 
 from federation import exports, names
@@ -27,7 +26,8 @@ from federation.store import MeshStore
 from federation.xds.protocol import DeltaStream, Order
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
 from federation.xds.server import Refused, ServicerContext, Unauthenticated, delta_handler, read_first, serve_stream
-from trust.spiffe import ClusterName, InvalidName, MeshDomain, control_identity, parse_spiffe_id
+from trust.certificates import CertificateRefused, load_certificate, spiffe_identity
+from trust.spiffe import ClusterName, MeshDomain, control_identity, spiffe_id
 
 log = logging.getLogger(__name__)
 
@@ -204,24 +204,13 @@ class Offer:
 
 
 def peer_of(certificate_pem: bytes, domain: MeshDomain) -> ClusterName:
-    """Returns the cluster whose control plane a verified certificate belongs to; raises NotAPeer.
-
-    Exactly one URI counts (X509-SVID, section 2): with two, it would be open who is meant.
-    """
-    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    """Returns the cluster whose control plane a verified certificate belongs to; raises NotAPeer."""
     try:
-        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound as error:
-        raise NotAPeer("the certificate names nobody") from error
-    uris = alternative.get_values_for_type(x509.UniformResourceIdentifier)
-    if len(uris) != 1:
-        raise NotAPeer(f"the certificate has {len(uris)} URIs, not one SPIFFE id")
-    try:
-        identity = parse_spiffe_id(uris[0], domain)
-    except InvalidName as error:
-        raise NotAPeer(str(error)) from error
+        identity = spiffe_identity(load_certificate(certificate_pem), domain)
+    except CertificateRefused as error:
+        raise NotAPeer(error.message) from error
     if identity != control_identity(identity.cluster):
-        raise NotAPeer(f"{uris[0]} is no control plane")
+        raise NotAPeer(f"{spiffe_id(identity, domain)} is no control plane")
     return identity.cluster
 
 

@@ -28,7 +28,7 @@ from federation.replica import Replica
 from federation.store import MeshStore
 from federation.xds.client import Received
 from federation.xds.resources import TypeUrl
-from trust.issuance import X509Svid
+from trust.issuance import IssuanceRefused, X509Svid
 from trust.spiffe import ClusterName, control_dns_name
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class Peers:
                 sentry = tasks.create_task(self._end_when_etcd_loses(self._replica.losses))
                 await listen(channel, node=self._node(), held=held, on_sign=heard, keep=keep, lifetime=lifetime)
                 sentry.cancel()
-        except* (StreamEnded, EtcdUnavailable, EtcdRefused) as group:
+        except* (StreamEnded, EtcdUnavailable, EtcdRefused, IssuanceRefused) as group:
             problem = "; ".join(dict.fromkeys(str(error) for error in _leaves(group)))
         return problem
 

@@ -1,0 +1,247 @@
+"""The copy of etcd, and what the leader writes there of its own: against a real etcd, and what etcd may do to it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from federation import exports, names
+from federation.election import Election, Leadership
+from federation.etcd import EtcdClient, Fenced, Guard
+from federation.exports import export_version, own_member
+from federation.model import (
+    ClusterSettings,
+    Endpoint,
+    ExportedService,
+    Freshness,
+    GatewayAddress,
+    Liveness,
+    Locality,
+    MemberCluster,
+    NetworkName,
+    Pod,
+    PodKey,
+    Protocol,
+    Service,
+    ServiceExport,
+    ServiceKey,
+    ServicePort,
+)
+from federation.offer import Offer
+from federation.publisher import Publisher
+from federation.replica import ORIGIN, Replica
+from federation.snapshot import Change, Section
+from federation.store import MeshStore
+from tests.support.etcd import Etcd, start_etcd
+from tests.support.federation import eventually
+from trust.spiffe import ClusterName, MeshDomain, Namespace, ServiceAccount
+
+EAST, WEST = ClusterName("east"), ClusterName("west")
+CART = ServiceKey(Namespace("shop"), "cart")
+THEN = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = ClusterSettings(name=EAST, domain=MeshDomain("mesh.test"), network=NetworkName("east"), region="eu")
+IMPORT = ExportedService(
+    cluster=WEST,
+    key=CART,
+    ports=(ServicePort(80, Protocol.HTTP),),
+    endpoints=(Endpoint("10.0.0.1", "cart-1", ServiceAccount("cart"), Locality("us", "a")),),
+    changed_at=THEN,
+)
+MEMBER = MemberCluster(WEST, NetworkName("west"), "us", (GatewayAddress("10.0.0.9"),))
+
+
+@pytest.fixture
+async def etcd(tmp_path: Path) -> AsyncIterator[Etcd]:
+    async with start_etcd(tmp_path) as server:
+        yield server
+
+
+class Control:
+    """The parts of one replica that deal with etcd."""
+
+    def __init__(self, client: EtcdClient) -> None:
+        self.client = client
+        self.store = MeshStore(frozenset({"source", ORIGIN}))
+        self.replica = Replica(SETTINGS, self.store)
+        self.offer = Offer(SETTINGS, own_member(SETTINGS), store=self.store, etcd=client, replica=self.replica)
+        self.publisher = Publisher(self.store, client, replica=self.replica, offer=self.offer)
+
+
+@asynccontextmanager
+async def control(server: Etcd, *, leads: bool = False) -> AsyncIterator[Control]:
+    async with EtcdClient((server.url,)) as client:
+        running = Control(client)
+        async with asyncio.TaskGroup() as tasks:
+            parts = [tasks.create_task(running.replica.run(client)), tasks.create_task(running.offer.run())]
+            if leads:
+                parts.append(tasks.create_task(Election(client, "control-1").run(running.publisher.run)))
+            yield running
+            for part in parts:
+                part.cancel()
+
+
+def cart(*, ready: bool = True) -> list[Change]:
+    pod = Pod(
+        key=PodKey(CART.namespace, "cart-1"),
+        address="10.0.0.1",
+        account=ServiceAccount("cart"),
+        locality=Locality("eu", "a"),
+        ready=ready,
+        labels=(("app", "cart"),),
+    )
+    service = Service(CART, (ServicePort(80, Protocol.HTTP, target=8080),), (("app", "cart"),))
+    return [
+        Change(Section.SERVICES, CART, service),
+        Change(Section.PODS, pod.key, pod),
+        Change(Section.EXPORTS, CART, ServiceExport(CART)),
+    ]
+
+
+def own_export(running: Control) -> ExportedService | None:
+    body = running.replica.records.get(names.export_key(EAST, CART))
+    return exports.decode_export(body) if body else None
+
+
+async def write_what_peers_said(client: EtcdClient) -> None:
+    await client.put(names.member_key(WEST), exports.encode(MEMBER))
+    await client.put(names.export_key(WEST, CART), exports.encode(IMPORT))
+    await client.put(names.freshness_key(WEST), exports.encode(Freshness(Liveness.LIVE, THEN, THEN)))
+
+
+async def test_what_is_in_etcd_is_in_the_picture(etcd: Etcd) -> None:
+    async with control(etcd) as running:
+        await eventually(lambda: ORIGIN not in running.store.missing)
+        await write_what_peers_said(running.client)
+        await eventually(lambda: bool(running.store.snapshot.freshness))
+        picture = running.store.snapshot
+        assert picture.members == {WEST: MEMBER}
+        assert picture.imports == {(WEST, CART): IMPORT}
+        await running.client.delete(names.export_key(WEST, CART))
+        await eventually(lambda: not running.store.snapshot.imports)
+    async with control(etcd) as restarted:
+        await eventually(lambda: ORIGIN not in restarted.store.missing)
+        assert restarted.store.snapshot.members == {WEST: MEMBER}
+        assert restarted.store.snapshot.freshness[WEST].state is Liveness.LIVE
+
+
+async def test_own_exports_and_own_freshness_in_etcd_are_no_imports(etcd: Etcd) -> None:
+    async with control(etcd) as running:
+        await running.client.put(
+            names.export_key(EAST, CART), exports.encode(msgspec.structs.replace(IMPORT, cluster=EAST))
+        )
+        await running.client.put(names.freshness_key(EAST), exports.encode(Freshness(Liveness.LIVE, THEN, THEN)))
+        await eventually(lambda: len(running.replica.records) == 2)
+        assert not running.store.snapshot.imports
+        assert not running.store.snapshot.freshness
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", exports.encode(msgspec.structs.replace(IMPORT, cluster=EAST)), b"null", b"\xff"]
+)
+async def test_a_record_that_cannot_be_read_is_a_finding_and_the_last_good_one_stays(etcd: Etcd, body: bytes) -> None:
+    key = names.export_key(WEST, CART)
+    async with control(etcd) as running:
+        await write_what_peers_said(running.client)
+        await eventually(lambda: bool(running.store.snapshot.freshness))
+        await running.client.put(key, body)
+        await eventually(lambda: bool(running.store.snapshot.findings))
+        [(finding,)] = running.store.snapshot.findings.values()
+        assert finding.where == f"etcd {key}"
+        assert running.store.snapshot.imports == {(WEST, CART): IMPORT}
+        await running.client.put(key, exports.encode(IMPORT))
+        await eventually(lambda: not running.store.snapshot.findings)
+
+
+async def test_keys_that_are_no_records_are_left_alone(etcd: Etcd) -> None:
+    async with control(etcd) as running:
+        for key in ("members/NOT-A-NAME", "exports/west", "tokens/0123", "leader", "later/version"):
+            await running.client.put(names.ETCD_PREFIX + key, b"anything")
+        await write_what_peers_said(running.client)
+        await eventually(lambda: bool(running.store.snapshot.freshness))
+        assert not running.store.snapshot.findings
+        assert running.store.snapshot.members == {WEST: MEMBER}
+
+
+async def test_the_leader_publishes_itself_and_its_exports(etcd: Etcd) -> None:
+    async with control(etcd, leads=True) as running:
+        running.store.apply(cart())
+        running.store.mark_listed("source")
+        await eventually(lambda: own_export(running) is not None)
+        exported = own_export(running)
+        assert exported is not None
+        assert exported == running.offer.exports[CART]
+        assert exported.ports == (ServicePort(80, Protocol.HTTP),)
+        await eventually(lambda: EAST in running.store.snapshot.members)
+        assert running.store.snapshot.members[EAST] == own_member(SETTINGS)
+        running.store.apply(cart(ready=False))
+        await eventually(lambda: (found := own_export(running)) is not None and found.endpoints == ())
+        running.store.apply([Change(Section.EXPORTS, CART, None)])
+        await eventually(lambda: own_export(running) is None)
+
+
+async def test_nothing_is_taken_back_before_the_source_is_listed(etcd: Etcd) -> None:
+    async with control(etcd, leads=True) as first:
+        first.store.apply(cart())
+        first.store.mark_listed("source")
+        await eventually(lambda: own_export(first) is not None)
+        published = own_export(first)
+    async with control(etcd, leads=True) as restarted:
+        await eventually(lambda: own_export(restarted) is not None)
+        restarted.store.apply(cart())
+        # The leader is chosen and etcd goes on, but the source has not told all it has.
+        async with asyncio.timeout(20):
+            while await restarted.client.get(names.LEADER_KEY) is None:  # noqa: ASYNC110 - another's key
+                await asyncio.sleep(0.01)
+        await write_what_peers_said(restarted.client)
+        await eventually(lambda: bool(restarted.store.snapshot.freshness))
+        assert own_export(restarted) == published
+        restarted.store.mark_listed("source")
+        await restarted.offer.wait_ready()
+        assert restarted.offer.exports[CART] == published, "the moment of the last change survives a restart"
+
+
+async def test_what_an_emptied_etcd_lost_stays_in_the_picture_and_is_written_again(etcd: Etcd) -> None:
+    async with control(etcd, leads=True) as running:
+        running.store.apply(cart())
+        running.store.mark_listed("source")
+        await write_what_peers_said(running.client)
+        await eventually(lambda: own_export(running) is not None and bool(running.store.snapshot.freshness))
+        revisions = running.replica.revision
+        await etcd.kill()
+        etcd.wipe()
+        await etcd.start()
+        await eventually(lambda: running.replica.losses == 1)
+        assert running.store.snapshot.imports == {(WEST, CART): IMPORT}
+        await eventually(lambda: own_export(running) is not None)
+        await eventually(
+            lambda: {names.export_key(WEST, CART), names.member_key(WEST)} <= running.replica.records.keys()
+        )
+        assert revisions > running.replica.revision, "etcd began anew"
+        assert running.store.snapshot.imports == {(WEST, CART): IMPORT}
+        assert running.store.snapshot.members[WEST] == MEMBER
+
+
+async def test_a_deposed_leader_writes_nothing(etcd: Etcd) -> None:
+    async with control(etcd) as running:
+        running.store.apply(cart())
+        running.store.mark_listed("source")
+        await running.client.put(names.LEADER_KEY, b"control-2")
+        deposed = Leadership("control-1", Guard(names.LEADER_KEY, 1))
+        with pytest.RaisesGroup(Fenced):
+            async with asyncio.timeout(10):
+                await running.publisher.run(deposed)
+        listing = await running.client.list(names.export_prefix(EAST))
+        assert not listing.items
+
+
+async def test_replicas_offer_the_same_versions(etcd: Etcd) -> None:
+    async with control(etcd) as one, control(etcd) as other:
+        for running in (one, other):
+            running.store.apply(cart())
+            running.store.mark_listed("source")
+            await running.offer.wait_ready()
+        assert export_version(one.offer.exports[CART]) == export_version(other.offer.exports[CART])

@@ -1,0 +1,199 @@
+"""Control planes as far as federation goes, several in one process: real etcd, real TLS, a network that can be cut."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import msgspec
+
+from federation import exports, names
+from federation.election import Election, Leadership
+from federation.etcd import EtcdClient
+from federation.model import (
+    FEDERATION_PORT,
+    GATEWAY_PORT,
+    ClusterSettings,
+    GatewayAddress,
+    Liveness,
+    Locality,
+    MemberCluster,
+    NetworkName,
+    Pod,
+    PodKey,
+    Protocol,
+    Service,
+    ServiceExport,
+    ServiceKey,
+    ServicePort,
+)
+from federation.offer import Offer
+from federation.peers import Peers, PeerStatus
+from federation.publisher import Publisher
+from federation.replica import ORIGIN, Replica
+from federation.snapshot import Change, Section, Snapshot
+from federation.store import MeshStore
+from federation.xds.server import SERVER_OPTIONS
+from tests.support.etcd import Etcd, start_etcd
+from tests.support.relay import Relay, start_relay
+from trust.issuance import Issuer, X509Svid
+from trust.spiffe import ClusterName, Namespace, ServiceAccount, control_identity
+
+SHOP = Namespace("shop")
+CART = ServiceKey(SHOP, "cart")
+_DEADLINE = 30  # seconds
+_POLL = 0.01  # seconds
+
+
+def pod(name: str, *, ready: bool = True, app: str = "cart") -> Change:
+    """Says that a pod is there; its address ends with the number at the end of its name."""
+    value = Pod(
+        key=PodKey(SHOP, name),
+        address=f"10.0.0.{name.rpartition('-')[2]}",
+        account=ServiceAccount(app),
+        locality=Locality("eu", "a"),
+        ready=ready,
+        labels=(("app", app),),
+    )
+    return Change(Section.PODS, value.key, value)
+
+
+def exported_service(name: str = "cart") -> list[Change]:
+    """Says that there is a service, and that it is exported."""
+    key = ServiceKey(SHOP, name)
+    service = Service(key, (ServicePort(80, Protocol.HTTP, target=8080),), (("app", name),))
+    return [Change(Section.SERVICES, key, service), Change(Section.EXPORTS, key, ServiceExport(key))]
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Returns once `holds()`; fails when it does not in time."""
+    async with asyncio.timeout(_DEADLINE):
+        while not holds():  # noqa: ASYNC110 - what is waited for happens in many places, some in other processes
+            await asyncio.sleep(_POLL)
+
+
+class ControlUnderTest:
+    """One control plane without proxies."""
+
+    def __init__(self, issuer: Issuer, client: EtcdClient, settings: ClusterSettings) -> None:
+        self.name = settings.name
+        self.issuer = issuer
+        self.client = client
+        self.settings = settings
+        self.member = exports.own_member(settings, certificate=issuer.intermediate_pem.decode())
+        self.store = MeshStore(frozenset({"source", ORIGIN}))
+        self.replica = Replica(settings, self.store)
+        self.offer = Offer(settings, self.member, store=self.store, etcd=client, replica=self.replica)
+        self.publisher = Publisher(self.store, client, replica=self.replica, offer=self.offer)
+        self.peers = Peers(
+            settings,
+            self.member,
+            store=self.store,
+            etcd=client,
+            replica=self.replica,
+            identity=self.identity,
+            trust_bundle=lambda: issuer.trust_bundle_pem,
+        )
+
+    @property
+    def picture(self) -> Snapshot:
+        return self.store.snapshot
+
+    def identity(self) -> X509Svid:
+        return self.issuer.issue(control_identity(self.name), now=datetime.now(UTC))
+
+    def peer(self, name: ClusterName) -> PeerStatus:
+        return next(status for status in self.peers.status() if status.peer == name)
+
+    def addresses(self, peer: ClusterName, key: ServiceKey = CART) -> list[str]:
+        """The endpoints' addresses of what a peer offers, as the picture has them."""
+        imported = self.picture.imports.get((peer, key))
+        return [endpoint.address for endpoint in imported.endpoints] if imported else []
+
+    def is_live(self, peer: ClusterName) -> bool:
+        freshness = self.picture.freshness.get(peer)
+        return freshness is not None and freshness.state is Liveness.LIVE
+
+    async def introduce(self, member: MemberCluster) -> None:
+        """Tells this cluster of a member as an operator's grant does: by hearsay."""
+        hearsay = msgspec.structs.replace(member, introduced_by="root")
+        await self.client.put_if_absent(names.member_key(member.name), exports.encode(hearsay))
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.replica.run(self.client))
+            tasks.create_task(self.offer.run())
+            tasks.create_task(Election(self.client, f"{self.name}-control-1").run(self._lead))
+
+    async def _lead(self, leadership: Leadership) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.publisher.run(leadership))
+            tasks.create_task(self.peers.run(leadership))
+
+
+class ClusterUnderTest:
+    """What stays when a control plane ends: its etcd, its authority, and the way to it, which can be cut."""
+
+    def __init__(self, issuer: Issuer, etcd: Etcd, *, relay: Relay, address: str) -> None:
+        self.issuer = issuer
+        self.etcd = etcd
+        self.relay = relay
+        self.address = address
+        self.gateway = GatewayAddress(relay.address, relay.port)
+
+    @asynccontextmanager
+    async def control(self, *changes: Change, **settings: object) -> AsyncIterator[ControlUnderTest]:
+        """Runs the control plane, whose source lists `changes`; without any, its source has not been listed yet."""
+        fixed = ClusterSettings(
+            name=self.issuer.cluster,
+            domain=self.issuer.domain,
+            network=NetworkName(self.issuer.cluster),
+            region="eu",
+            gateways=(self.gateway,),
+        )
+        async with EtcdClient((self.etcd.url,)) as client:
+            control = ControlUnderTest(self.issuer, client, msgspec.structs.replace(fixed, **settings))
+            if changes:
+                control.store.apply(changes)
+                control.store.mark_listed("source")
+            svid = control.identity()
+            async with (
+                serve((self.address, FEDERATION_PORT), control.offer.handler, svid, issuer=self.issuer),
+                asyncio.TaskGroup() as tasks,
+            ):
+                running = tasks.create_task(control.run())
+                yield control
+                running.cancel()
+
+
+@asynccontextmanager
+async def serve(
+    where: tuple[str, int], handler: grpc.GenericRpcHandler, svid: X509Svid, *, issuer: Issuer
+) -> AsyncIterator[None]:
+    """Serves a federation stream as a control plane does."""
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((handler,))
+    credentials = grpc.ssl_server_credentials(
+        [(svid.key_pem, svid.certificate_chain_pem)], issuer.trust_bundle_pem, require_client_auth=True
+    )
+    server.add_secure_port(f"{where[0]}:{where[1]}", credentials)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(grace=None)
+
+
+@asynccontextmanager
+async def start_cluster(folder: Path, issuer: Issuer) -> AsyncIterator[ClusterUnderTest]:
+    """Starts all of a cluster but its control plane. The gateway is a relay to where the control plane will be."""
+    (folder / issuer.cluster).mkdir()
+    address = f"127.107.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+    async with (
+        start_etcd(folder / issuer.cluster) as etcd,
+        start_relay((address, FEDERATION_PORT), port=GATEWAY_PORT) as relay,
+    ):
+        yield ClusterUnderTest(issuer, etcd, relay=relay, address=address)
