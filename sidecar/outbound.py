@@ -90,9 +90,12 @@ def _connect_loop() -> ResourceSet:
 
 
 def _http_filter() -> listener_components_pb2.Filter:
-    return listeners.http_filter(
-        listeners.http_manager(OUTBOUND_LISTENER, OUTBOUND_ROUTES, upgrades=("websocket", "CONNECT"))
-    )
+    manager = listeners.http_manager(OUTBOUND_LISTENER, OUTBOUND_ROUTES, upgrades=("websocket", "CONNECT"))
+    # Envoy lingers this long for the app to close first; a WebSocket client waits for the server to do so, in both of
+    # these listeners. The default of 1 s is for clients far away.
+    manager.delayed_close_timeout.CopyFrom(builders.milliseconds(50))
+    manager.strip_trailing_host_dot = True  # `cart.shop.svc.cluster.local.` is how some spell a full name
+    return listeners.http_filter(manager)
 
 
 def _chain(network_filter: listener_components_pb2.Filter) -> listener_components_pb2.FilterChain:

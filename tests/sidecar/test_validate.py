@@ -1,0 +1,35 @@
+"""Envoy itself accepts what the compilers make, for every kind of proxy."""
+
+import pytest
+
+from tests.support.envoy import validate
+from tests.support.identities import MeshIdentities
+from tests.support.static_envoy import static_bootstrap
+from tests.support.two_clusters import DOMAIN, east_and_west
+from trust.spiffe import gateway_identity
+
+BLOCK = "127.105"
+
+
+@pytest.mark.parametrize("west_network", ["one", "two"])
+async def test_a_sidecar_of_a_client_is_valid(west_network: str) -> None:
+    east, _ = east_and_west(BLOCK, west_network=west_network)
+    scope = east.pod_scope("client")
+    secrets = MeshIdentities(DOMAIN).secrets(scope.identity)
+    await validate(static_bootstrap(east.sidecar("client"), secrets, node="east/shop/client", address=scope.address))
+
+
+async def test_a_sidecar_of_a_server_is_valid() -> None:
+    _, west = east_and_west(BLOCK)
+    scope = west.pod_scope("server-1")
+    secrets = MeshIdentities(DOMAIN).secrets(scope.identity)
+    await validate(
+        static_bootstrap(west.sidecar("server-1"), secrets, node="west/shop/server-1", address=scope.address)
+    )
+
+
+async def test_a_gateway_is_valid() -> None:
+    _, west = east_and_west(BLOCK)
+    secrets = MeshIdentities(DOMAIN).secrets(gateway_identity(west.settings.name))
+    resources = west.gateway(f"{BLOCK}.2.101", control=(f"{BLOCK}.2.201",))
+    await validate(static_bootstrap(resources, secrets, node="west/gateway-1", address=f"{BLOCK}.2.101"))

@@ -1,0 +1,72 @@
+"""Certificates of a mesh for tests: a root, an intermediate for each cluster, leaves as a control plane issues them."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from federation.xds.resources import Resource
+from federation.xds.secrets import secret_resources
+from trust.certificates import certificate_pem, key_pem, make_intermediate, make_leaf, make_root, new_key
+from trust.spiffe import ClusterName, Identity, MeshDomain, Namespace, ServiceAccount
+
+_LIFETIME = timedelta(hours=1)
+
+
+def identity(cluster: str, account: str, namespace: str = "shop") -> Identity:
+    """Returns an identity from plain text."""
+    return Identity(ClusterName(cluster), Namespace(namespace), ServiceAccount(account))
+
+
+class MeshIdentities:
+    """One mesh's keys and certificates, in memory."""
+
+    def __init__(self, domain: MeshDomain) -> None:
+        self.domain = domain
+        self._now = datetime.now(UTC)
+        self._root_key = new_key()
+        self.root = make_root(self._root_key, domain, now=self._now, lifetime=_LIFETIME)
+        self._intermediates: dict[ClusterName, tuple[x509.Certificate, ec.EllipticCurvePrivateKey]] = {}
+
+    @property
+    def root_pem(self) -> bytes:
+        return certificate_pem(self.root)
+
+    def leaf(self, whose: Identity, *, signed_by: str = "", extra_dns: tuple[str, ...] = ()) -> tuple[bytes, bytes]:
+        """Returns chain and key (PEM) of a leaf; `signed_by` names another cluster, to forge one."""
+        issuer, issuer_key = self._intermediate(ClusterName(signed_by) or whose.cluster)
+        key = new_key()
+        certificate = make_leaf(
+            issuer,
+            issuer_key,
+            public_key=key.public_key(),
+            identity=whose,
+            domain=self.domain,
+            extra_dns=extra_dns,
+            now=self._now,
+            lifetime=_LIFETIME,
+        )
+        return certificate_pem(certificate) + certificate_pem(issuer), key_pem(key)
+
+    def secrets(
+        self, whose: Identity, *, signed_by: str = "", extra_dns: tuple[str, ...] = ()
+    ) -> Mapping[str, Resource]:
+        """Returns the SDS resources of a proxy."""
+        chain, key = self.leaf(whose, signed_by=signed_by, extra_dns=extra_dns)
+        return secret_resources(chain, key, self.root_pem)
+
+    def _intermediate(self, cluster: ClusterName) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        if cluster not in self._intermediates:
+            key = new_key()
+            certificate = make_intermediate(
+                self.root,
+                self._root_key,
+                public_key=key.public_key(),
+                cluster=cluster,
+                domain=self.domain,
+                now=self._now,
+                lifetime=_LIFETIME,
+            )
+            self._intermediates[cluster] = certificate, key
+        return self._intermediates[cluster]

@@ -1,0 +1,145 @@
+"""Runs the mesh of `two_clusters` in real Envoys, with real programs behind them, without a control plane."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import grpc
+import msgspec
+from websockets.asyncio.server import ServerConnection, serve
+
+from federation.model import OUTBOUND_PORT
+from federation.names import sidecar_node
+from tests.support.envoy import PATIENCE, Envoy, start_envoy
+from tests.support.identities import MeshIdentities
+from tests.support.static_envoy import static_bootstrap
+from tests.support.two_clusters import CHAT_PORT, DOMAIN, GRPC_PORT, HTTP_PORT, STORE_PORT, Member, east_and_west
+from tests.system.programs.grpc_echo import Echo
+from trust.spiffe import gateway_identity
+
+_ANSWERING = Path(__file__).with_name("answering.py")
+
+
+class Mesh(msgspec.Struct):
+    """What runs: Envoys and HTTP programs by the name of their pod, such as `east/server-a`, gateways in order."""
+
+    east: Member
+    west: Member
+    identities: MeshIdentities
+    sidecars: Mapping[str, Envoy]
+    gateways: tuple[Envoy, ...]
+    apps: Mapping[str, asyncio.subprocess.Process]
+
+    @property
+    def client(self) -> str:
+        """The address of the client's pod."""
+        return self.east.pod_scope("client").address
+
+    @property
+    def proxy(self) -> str:
+        """What the client program is told in its environment."""
+        return f"http://{self.client}:{OUTBOUND_PORT}"
+
+
+@asynccontextmanager
+async def run_mesh(block: str, folder: Path, *, west_network: str = "two") -> AsyncIterator[Mesh]:
+    """Runs both clusters on addresses `<block>.1.x` and `<block>.2.x`; all of them serve when it yields."""
+    east, west = east_and_west(block, west_network=west_network)
+    identities = MeshIdentities(DOMAIN)
+    async with AsyncExitStack() as stack:
+        sidecars: dict[str, Envoy] = {}
+        apps: dict[str, asyncio.subprocess.Process] = {}
+        for cluster in (east, west):
+            for pod in cluster.snapshot.pods.values():
+                name = f"{cluster.settings.name}/{pod.key.name}"
+                scope = cluster.pod_scope(pod.key.name)
+                config = static_bootstrap(
+                    cluster.sidecar(pod.key.name),
+                    identities.secrets(scope.identity),
+                    node=sidecar_node(cluster.settings.name, pod.key),
+                    address=pod.address,
+                )
+                starting = start_envoy(config, folder=folder, name=name.replace("/", "-"))
+                sidecars[name] = await stack.enter_async_context(starting)
+                if pod.account == "server":
+                    apps[name] = await stack.enter_async_context(_programs(name, pod.address))
+        gateways = []
+        for gateway in west.settings.gateways:
+            config = static_bootstrap(
+                west.gateway(gateway.address, control=(f"{block}.2.201", f"{block}.2.202")),
+                identities.secrets(gateway_identity(west.settings.name)),
+                node=f"west/gateway-{gateway.address}",
+                address=gateway.address,
+            )
+            starting = start_envoy(config, folder=folder, name=f"gateway-{gateway.address}")
+            gateways.append(await stack.enter_async_context(starting))
+        for envoy in (*sidecars.values(), *gateways):
+            await envoy.wait_live()
+        if west_network != "one":
+            client = sidecars["east/client"]
+            for tunnel in ("gateway|west", "gateway-tcp|west"):
+                await client.wait_for(
+                    "/clusters", lambda page, of=tunnel: page.count(f"{of}::") and _is_healthy(page, of)
+                )
+        yield Mesh(east, west, identities, sidecars, tuple(gateways), apps)
+
+
+def _is_healthy(page: str, cluster: str) -> bool:
+    flags = [line for line in page.splitlines() if line.startswith(f"{cluster}::") and "::health_flags::" in line]
+    return bool(flags) and all(line.endswith("::healthy") for line in flags)
+
+
+async def wait_open(address: str, port: int) -> None:
+    """Waits until somebody accepts connections there."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(address, port)
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                return
+
+
+async def start_answering(name: str, address: str) -> asyncio.subprocess.Process:
+    """Starts the HTTP program of a pod."""
+    process = await asyncio.create_subprocess_exec(sys.executable, _ANSWERING, address, str(HTTP_PORT), name)
+    await wait_open(address, HTTP_PORT)
+    return process
+
+
+@asynccontextmanager
+async def _programs(name: str, address: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Runs the programs of a pod: HTTP as a process of its own, the others in this one."""
+
+    async def chat(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(f"{name}:{message!s}")
+
+    async def store(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(f"hello from {name}\n".encode())  # a server that speaks first, as databases do
+        while line := await reader.readline():
+            writer.write(f"{name}:".encode() + line)
+        writer.write(b"bye\n")  # after the client closed its half
+        writer.close()
+
+    greeter = grpc.server(ThreadPoolExecutor(4))
+    greeter.add_generic_rpc_handlers((Echo(name),))
+    greeter.add_insecure_port(f"{address}:{GRPC_PORT}")
+    greeter.start()
+    process = await start_answering(name, address)
+    try:
+        async with (
+            serve(chat, address, CHAT_PORT),
+            await asyncio.start_server(store, address, STORE_PORT),
+        ):
+            yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        greeter.stop(None)
