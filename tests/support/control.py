@@ -9,14 +9,21 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import yaml
+from aiohttp import web
 
 from deploy.cli.admin_client import AdminClient
+from federation.model import Locality
+from federation.xds.bootstrap import bootstrap, token_file
+from tests.support.envoy import Envoy, start_envoy
 from tests.support.etcd import start_etcd
+from trust.authority import Root
+from trust.certificates import certificate_pem
+from trust.spiffe import ClusterName, control_dns_name, control_identity, spiffe_id
 
 PATIENCE = timedelta(seconds=30)
 """Deadline of every wait here: generous, because two noisy cores are shared by many tests."""
@@ -73,6 +80,7 @@ class Control:
 
     def __init__(self, folder: Path, name: str, *, etcd: str, address: str, arguments: Sequence[str]) -> None:
         self.name = name
+        self.folder = folder
         self.address = address
         self.data = folder / "control"
         self.manifests = folder / "manifests"
@@ -203,3 +211,62 @@ def pod(name: str, app: str, address: str, *, namespace: str = "shop", zone: str
         "spec": {"serviceAccountName": app, "containers": [{"name": "app", "ports": [{"containerPort": 8080}]}]},
         "status": {"podIP": address, "conditions": [{"type": "Ready", "status": "True"}]},
     }
+
+
+async def join(root: Root, control: Control, via: Control | None = None) -> None:
+    """Makes a cluster a member, introduced by `via`, and waits until it serves."""
+    async with control.client() as client:
+        introductions = []
+        if via is not None:
+            async with via.client() as other:
+                introductions = [await other.member()]
+        grant = root.grant(await client.join_request(), now=datetime.now(UTC), introductions=introductions)
+        await client.join(grant)
+        await client.wait_ready(PATIENCE)
+
+
+@asynccontextmanager
+async def start_proxy(
+    control: Control, root: Root, node: str, *, address: str, account: str, zone: str = "a"
+) -> AsyncIterator[Envoy]:
+    """Runs a real Envoy that the control plane configures; `account` is a service account of shop, or "gateway"."""
+    folder = control.folder / node.replace("/", "-")
+    folder.mkdir()
+    async with control.client() as client:
+        if account == "gateway":
+            made = await client.create_token("isthmus-system", "gateway", "gateway")
+        else:
+            made = await client.create_token("shop", account)
+    (folder / "token.json").write_text(token_file(made.token))
+    (folder / "root.pem").write_bytes(certificate_pem(root.certificate))
+    cluster = ClusterName(control.name)
+    config = bootstrap(
+        node,
+        Locality(region="eu", zone=zone),
+        address=address,
+        control_addresses=[(control.address, 15012)],
+        control_dns_name=control_dns_name(cluster, root.domain),
+        control_spiffe_id=spiffe_id(control_identity(cluster), root.domain),
+        root_pem_path=str(folder / "root.pem"),
+        token_path=str(folder / "token.json"),
+    )
+    async with start_envoy(config, folder=folder) as envoy:
+        yield envoy
+
+
+@asynccontextmanager
+async def start_app(name: str, address: str) -> AsyncIterator[None]:
+    """Runs a program on `address`:8080 that answers with its name and the client certificate's SPIFFE id."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"name": name, "caller": request.headers.get("x-forwarded-client-cert", "")})
+
+    app = web.Application()
+    app.router.add_route("*", "/{tail:.*}", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address, 8080).start()
+        yield
+    finally:
+        await runner.cleanup()
