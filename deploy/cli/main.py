@@ -12,6 +12,8 @@ from types import MappingProxyType
 
 import click
 
+from deploy.cli.reach import outer_reach_options
+
 COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "lab": ("deploy.cli.lab:lab", "Run a whole mesh on this machine: clusters, proxies, programs."),
@@ -68,12 +70,15 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="isthmus", message="%(prog)s %(version)s")
-def isthmus() -> None:
+@outer_reach_options
+@click.pass_context
+def isthmus(ctx: click.Context, /, **reach: str | None) -> None:
     """One mesh over many clusters: every call goes to the nearest healthy endpoint.
 
     Start with `isthmus lab up`, then `isthmus status`. Commands that ask a control plane find it by --cluster in a lab,
     or by --admin and --admin-token-file.
     """
+    ctx.obj = reach
 
 
 def main() -> None:

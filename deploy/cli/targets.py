@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import click
 import msgspec
 
 from deploy.cli.admin_client import AdminClient
 from deploy.cli.output import CommandFailed
+from deploy.cli.reach import NAMES, cluster_option, effective, reach_options
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -30,6 +30,11 @@ class Targets:
         """`load` reads the contexts; `chosen` is what --cluster says, or empty."""
         self._load = load
         self._chosen = chosen
+
+    @property
+    def is_one(self) -> bool:
+        """Says whether one control plane was named: then an answer is about it, not a list."""
+        return bool(self._chosen) or list(self.contexts) == [""]
 
     @functools.cached_property
     def contexts(self) -> Mapping[str, Context]:
@@ -60,36 +65,23 @@ class Targets:
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds --cluster and the options of `contexts_options` to a command: its parameter `targets`."""
-    return click.option("--cluster", metavar="NAME", default="", help="The member cluster to ask.")(
-        contexts_options(command)
-    )
+    return cluster_option(contexts_options(command))
 
 
 def contexts_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds --lab, --contexts, --admin and --admin-token-file to a command that names its clusters by itself."""
 
-    @click.option("--lab", metavar="NAME", default="lab", show_default=True, envvar="ISTHMUS_LAB", help="A lab's name.")
-    @click.option("--contexts", metavar="FILE", envvar="ISTHMUS_CONTEXTS", help="JSON file that names control planes.")
-    @click.option("--admin", metavar="URL", envvar="ISTHMUS_ADMIN", help="Admin address of one control plane.")
-    @click.option(
-        "--admin-token-file", metavar="FILE", default="", envvar="ISTHMUS_ADMIN_TOKEN_FILE", help="Its token."
-    )
+    @reach_options
     @functools.wraps(command)
-    def with_targets(
-        *args: object,
-        lab: str,
-        contexts: str | None,
-        admin: str | None,
-        admin_token_file: str,
-        cluster: str = "",
-        **rest: object,
-    ) -> None:
-        def load() -> Mapping[str, Context]:
-            if admin:
-                return {"": Context(admin, admin_token_file)}
-            return read_contexts(Path(contexts) if contexts else lab_contexts(lab))
+    def with_targets(*args: object, **options: object) -> None:
+        said = effective({name: options.pop(name, None) for name in NAMES})
 
-        command(*args, targets=Targets(load, cluster), **rest)
+        def load() -> Mapping[str, Context]:
+            if said["admin"]:
+                return {"": Context(said["admin"], said["admin_token_file"])}
+            return read_contexts(Path(said["contexts"]) if said["contexts"] else lab_contexts(said["lab"] or "lab"))
+
+        command(*args, targets=Targets(load, said["cluster"]), **options)
 
     return with_targets
 
