@@ -1,0 +1,171 @@
+"""The stream protocol under every schedule that hypothesis finds, and the rules one by one."""
+
+from collections import deque
+
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from federation.xds.protocol import DeltaStream, Order, Push, Rejected
+from federation.xds.resources import ResourceSet, TypeUrl
+from tests.support.model_envoy import NAMED, UNNAMED, ModelEnvoy, body, content
+
+UPSTREAMS = ("a", "b", "c", "d")
+TYPES = (TypeUrl.CLUSTER, TypeUrl.ENDPOINTS, TypeUrl.ROUTES, TypeUrl.LISTENER)
+small = st.integers(0, 3)
+seldom_bad = st.sampled_from(["", "", "", "", "", NAMED, UNNAMED])
+upstreams = st.dictionaries(
+    st.sampled_from(UPSTREAMS), st.tuples(small, seldom_bad, small, seldom_bad), max_size=len(UPSTREAMS)
+)
+
+
+def world(
+    services: dict[str, tuple[int, str, int, str]], route: tuple[int, str], listener: tuple[int, str]
+) -> ResourceSet:
+    """A target: upstreams with endpoints, one route over all of them, one listener with that route."""
+    return {
+        TypeUrl.CLUSTER: {
+            name: body(TypeUrl.CLUSTER, name, version=version, bad=bad)
+            for name, (version, bad, _, _) in services.items()
+        },
+        TypeUrl.ENDPOINTS: {
+            name: body(TypeUrl.ENDPOINTS, name, version=version, bad=bad)
+            for name, (_, _, version, bad) in services.items()
+        },
+        TypeUrl.ROUTES: {"r": body(TypeUrl.ROUTES, "r", version=route[0], bad=route[1], use=sorted(services))},
+        TypeUrl.LISTENER: {
+            "l": body(TypeUrl.LISTENER, "l", version=listener[0], bad=listener[1], use=["r"]),
+            "m": body(TypeUrl.LISTENER, "m", version=listener[0], bad="", use=["r"]),
+        },
+    }
+
+
+def decode(push: Push) -> DeltaDiscoveryResponse:
+    return DeltaDiscoveryResponse.FromString(push.body)
+
+
+class Delivery(RuleBasedStateMachine):
+    """Server and model Envoy with a queue each way; every step of either may come at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.envoy = ModelEnvoy()
+        self.target: ResourceSet | None = None
+        self.ever_bad: set[str] = set()
+        self.gave_up = False
+
+    @initialize()
+    def first(self) -> None:
+        self._connect()
+
+    def _connect(self) -> None:
+        self.stream = DeltaStream(Order.ENVOY)
+        self.to_envoy: deque[Push] = deque()
+        self.to_server: deque[DeltaDiscoveryRequest] = deque()
+        self.refused: set[tuple[TypeUrl, str, str]] = set()
+        self.gave_up = False
+        self.envoy.connect()
+        if self.target is not None:
+            self.stream.offer(self.target)
+
+    @rule(services=upstreams, route=st.tuples(small, seldom_bad), listener=st.tuples(small, seldom_bad))
+    def change(
+        self, services: dict[str, tuple[int, str, int, str]], route: tuple[int, str], listener: tuple[int, str]
+    ) -> None:
+        self.target = world(services, route, listener)
+        self.ever_bad |= {name for name, (_, bad, _, also) in services.items() if bad or also}
+        self.stream.offer(self.target)
+
+    @rule()
+    def send(self) -> None:
+        for push in self.stream.due():
+            assert [one for one, _ in self.stream.unanswered].count(push.type_url) == 1 or self.gave_up
+            response = decode(push)
+            assert (response.type_url, response.nonce) == (push.type_url, push.nonce)
+            for resource in response.resources:
+                assert (push.type_url, resource.name, resource.version) not in self.refused
+            self.to_envoy.append(push)
+
+    @precondition(lambda self: self.to_envoy)
+    @rule()
+    def deliver(self) -> None:
+        push = self.to_envoy.popleft()
+        response = decode(push)
+        if push.type_url is TypeUrl.CLUSTER:
+            used = {name for one in self.envoy.applied[TypeUrl.ROUTES].values() for name in one["use"]}
+            assert not used & set(push.removed), "an upstream goes while a route names it"
+        if push.type_url is TypeUrl.ENDPOINTS:
+            assert not push.removed, "Envoy would not hear it"
+        before = dict(self.envoy.applied[TypeUrl.ROUTES])
+        self.envoy.receive(response)
+        if self.envoy.applied[TypeUrl.ROUTES] != before and not self.gave_up:
+            used = {name for one in self.envoy.applied[TypeUrl.ROUTES].values() for name in one["use"]}
+            warm = self.envoy.applied[TypeUrl.CLUSTER].keys() - self.envoy.warming
+            assert used - self.ever_bad <= warm, "a route names an upstream that is not there or not warm"
+
+    @rule()
+    def answer(self) -> None:
+        self.to_server.extend(self.envoy.outbox)
+        self.envoy.outbox.clear()
+        if self.to_server:
+            reply = self.stream.receive(self.to_server.popleft())
+            if isinstance(reply, Rejected):
+                self.refused |= {(one.type_url, one.name, one.version) for one in reply.parked}
+
+    @rule()
+    def reconnect(self) -> None:
+        self._connect()
+
+    @precondition(lambda self: self.stream.is_waiting)
+    @rule()
+    def give_up(self) -> None:
+        self.gave_up = True
+        self.stream.unblock()
+        assert not self.stream.is_waiting
+
+    @invariant()
+    def refusals_are_shown(self) -> None:
+        for (type_url, name), rejection in self.stream.rejections.items():
+            assert (type_url, name, rejection.version) in self.refused
+
+    def teardown(self) -> None:
+        if self.target is None:
+            return
+        for _ in range(400):
+            self.send()
+            if not (self.to_envoy or self.to_server or self.envoy.outbox):
+                if not self.envoy.warming:
+                    break
+                self.envoy.give_up_warming()
+            while self.to_envoy:
+                self.deliver()
+            while self.envoy.outbox or self.to_server:
+                self.answer()
+        else:
+            raise AssertionError("never comes to rest")
+        assert self.stream.is_settled
+        assert not self.stream.unanswered
+        refused = self.stream.rejections
+        for type_url in TYPES:
+            wanted = {name: one for name, one in self.target[type_url].items() if (type_url, name) not in refused}
+            held = self.stream.acknowledged.get(type_url, {})
+            for name, resource in wanted.items():
+                if type_url is TypeUrl.ENDPOINTS and name not in self.envoy.applied[TypeUrl.CLUSTER]:
+                    continue  # its upstream was refused, so nobody asks
+                if type_url is TypeUrl.ROUTES and not self.envoy.applied[TypeUrl.LISTENER]:
+                    continue
+                assert held[name] == resource.version
+                assert self.envoy.applied[type_url][name]["version"] == content(type_url, resource.body)["version"]
+        for type_url, name in refused:
+            assert content(type_url, self.target[type_url][name].body)["bad"], "a good one is parked"
+        keeps = any(type_url in (TypeUrl.ROUTES, TypeUrl.LISTENER) for type_url, _ in refused)
+        if not keeps:
+            surplus = self.envoy.applied[TypeUrl.CLUSTER].keys() - self.target[TypeUrl.CLUSTER].keys()
+            assert not surplus - self.envoy.unrecorded
+
+
+Delivery.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=50, deadline=None, report_multiple_bugs=False
+)
+TestDelivery = Delivery.TestCase
