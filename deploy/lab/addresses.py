@@ -1,0 +1,116 @@
+"""Who listens where in a lab: every process has an address of its own in 127.0.0.0/8 and the usual port on it. Pure.
+
+127.<slot>.0.1            the lab itself; holding its port means owning the slot
+127.<slot>.<c>.2          etcd of cluster c, counted from 1
+127.<slot>.<c>.3          this cluster's ends of the links to the others
+127.<slot>.<c>.10 - .17   control plane replicas
+127.<slot>.<c>.20 - .27   east-west gateways
+127.<slot>.<c>.60 - .254  workload instances, then .1 - .254 of c+64, c+128, c+192
+"""
+
+from typing import NewType
+
+import msgspec
+
+from deploy.lab.plan import Cluster, Plan
+from federation.model import CONTROL_ADMIN_PORT, GATEWAY_PORT, GatewayAddress
+
+Slot = NewType("Slot", int)
+"""Second octet of all addresses of one lab."""
+
+SLOTS = tuple(Slot(number) for number in range(16, 240))
+LOCK_PORT = 15099
+ETCD_CLIENT_PORT = 2379
+ETCD_PEER_PORT = 2380
+_LINK_PORT_BASE = 20000
+_LINK_PORTS_PER_CLUSTER = 10  # MAX_GATEWAYS fits
+_PAGE = 64  # MAX_CLUSTERS + 1: how far apart the octets of one cluster are
+_FIRST_POD = 60
+_LAST = 254
+
+
+class LinkEnd(msgspec.Struct, frozen=True):
+    """Where cluster `near` finds gateway number `gateway` of cluster `far`: a relay that leads to `target`."""
+
+    near: str
+    far: str
+    gateway: int
+    listen: GatewayAddress
+    target: GatewayAddress
+
+
+class ClusterAddresses(msgspec.Struct, frozen=True):
+    """The addresses of one cluster. `pods` is by (namespace, pod name)."""
+
+    etcd: str
+    control: tuple[str, ...]
+    gateways: tuple[str, ...]
+    pods: dict[tuple[str, str], str]
+
+    @property
+    def admin_url(self) -> str:
+        """Where the first control plane replica answers the command line."""
+        return f"http://{self.control[0]}:{CONTROL_ADMIN_PORT}"
+
+
+class Addresses(msgspec.Struct, frozen=True):
+    """All addresses of a lab."""
+
+    slot: Slot
+    clusters: dict[str, ClusterAddresses]
+    links: tuple[LinkEnd, ...]
+
+
+def lock_address(slot: Slot) -> tuple[str, int]:
+    """Returns what the lab binds to own a slot."""
+    return f"127.{slot}.0.1", LOCK_PORT
+
+
+def assign(plan: Plan, slot: Slot) -> Addresses:
+    """Gives every process of a plan its address. The same plan and slot give the same addresses."""
+    clusters = {cluster.name: _cluster(cluster, slot, index) for index, cluster in enumerate(plan.clusters, start=1)}
+    return Addresses(slot=slot, clusters=clusters, links=_links(plan, slot, clusters))
+
+
+def _cluster(cluster: Cluster, slot: Slot, index: int) -> ClusterAddresses:
+    def at(number: int) -> str:
+        return f"127.{slot}.{index}.{number}"
+
+    names = [
+        (workload.namespace, str(workload.pod(number)))
+        for workload in cluster.workloads
+        for number in range(1, len(workload.zones) + 1)
+    ]
+    return ClusterAddresses(
+        etcd=at(2),
+        control=tuple(at(10 + number) for number in range(cluster.control_replicas)),
+        gateways=tuple(at(20 + number) for number in range(cluster.gateways)),
+        pods={name: _pod(slot, index, order) for order, name in enumerate(names)},
+    )
+
+
+def _pod(slot: Slot, index: int, order: int) -> str:
+    first_page = _LAST - _FIRST_POD + 1
+    if order < first_page:
+        return f"127.{slot}.{index}.{_FIRST_POD + order}"
+    page, number = divmod(order - first_page, _LAST)
+    return f"127.{slot}.{index + _PAGE * (page + 1)}.{number + 1}"
+
+
+def _links(plan: Plan, slot: Slot, clusters: dict[str, ClusterAddresses]) -> tuple[LinkEnd, ...]:
+    return tuple(
+        LinkEnd(
+            near=near.name,
+            far=far.name,
+            gateway=gateway + 1,
+            listen=GatewayAddress(
+                address=f"127.{slot}.{near_index}.3",
+                port=_LINK_PORT_BASE + _LINK_PORTS_PER_CLUSTER * far_index + gateway,
+            ),
+            target=GatewayAddress(address=address, port=GATEWAY_PORT),
+        )
+        for near_index, near in enumerate(plan.clusters, start=1)
+        for far_index, far in enumerate(plan.clusters, start=1)
+        if near is not far
+        for gateway, address in enumerate(clusters[far.name].gateways)
+    )
