@@ -270,21 +270,20 @@ class Enrolment:
 
     def accept(self, grant: Grant, *, now: datetime) -> tuple[Intermediate, tuple[Introduction, ...]]:
         """Takes the grant for the pending request; the same grant twice changes nothing. Raises JoinRefused."""
-        with _as_authority_refusal():
-            files.make_directory(self._directory)
-            with files.locked(self._directory):
-                accepted = self._accepted()
-                if accepted is not None and accepted != grant:
-                    message = f"{accepted.cluster} is a member of {accepted.domain} already"
-                    raise JoinRefused(message, "a cluster that is to join anew starts with an empty data directory")
-                if accepted is None:
-                    pending = self._pending()
-                    if pending is None:
-                        message = "this cluster has not asked to join, or its request was lost"
-                        raise JoinRefused(message, "get the request granted that `isthmus join-request` prints now")
-                    joining.check_grant(grant, pending, public_key=self._custody.load().public_key(), now=now)
-                    files.replace(self._directory / _GRANT, joining.encode(grant))
-                return self._intermediate(grant), grant.introductions
+        if not self._directory.exists():
+            raise _not_asked()
+        with _as_authority_refusal(), files.locked(self._directory):
+            accepted = self._accepted()
+            if accepted is not None and accepted != grant:
+                message = f"{accepted.cluster} is a member of {accepted.domain} already"
+                raise JoinRefused(message, "a cluster that is to join anew starts with an empty data directory")
+            if accepted is None:
+                pending = self._pending()
+                if pending is None:
+                    raise _not_asked()
+                joining.check_grant(grant, pending, public_key=self._custody.load().public_key(), now=now)
+                files.replace(self._directory / _GRANT, joining.encode(grant))
+            return self._intermediate(grant), grant.introductions
 
     def _accepted(self) -> Grant | None:
         try:
@@ -315,6 +314,11 @@ class Enrolment:
             root=load_certificate(grant.root.encode()),
             key=key,
         )
+
+
+def _not_asked() -> JoinRefused:
+    message = "this cluster has not asked to join, or its request was lost"
+    return JoinRefused(message, "get the request granted that `isthmus join-request` prints now")
 
 
 def _check_unspent(ledger: Ledger, request: JoinRequest, key: str, *, replace: bool) -> None:

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Annotated, NoReturn, TypeVar
 
 import msgspec
+import yaml
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -238,12 +239,15 @@ def _decode(text: bytes | str, kind: type[_Message], what: str, source: str) -> 
 
     if len(text) > _LARGEST_FILE:
         refuse("it is too large")
-    is_json = text.lstrip()[:1] in (b"{", "{")
     try:
-        return msgspec.json.decode(text, type=kind) if is_json else msgspec.yaml.decode(text, type=kind)
+        if text.lstrip()[:1] in (b"{", "{"):
+            return msgspec.json.decode(text, type=kind)
+        # Every scalar stays text until its field says what it is: an id of digits is no number, a moment no date.
+        document = yaml.load(text, yaml.BaseLoader)  # noqa: S506 - makes less than the safe loader does
+        return msgspec.convert(document, type=kind, strict=False)
     except msgspec.MsgspecError as error:
         refuse(str(error), error)
-    except (UnicodeError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, UnicodeError, RecursionError, ValueError) as error:
         refuse("it is not text that can be read", error)
 
 

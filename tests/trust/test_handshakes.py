@@ -118,8 +118,8 @@ def grpc_handshake(server: Party, client: Party, directory: Path) -> str:
     """Calls over a real connection; returns the identity that the server saw. Raises ConnectionRefusedError."""
 
     def answer(_: bytes, context: grpc.ServicerContext) -> bytes:
-        peer = context.auth_context()["x509_pem_cert"][0]
-        return str(spiffe_identity(load_certificate(peer), DOMAIN)).encode()
+        (peer,) = context.auth_context()["x509_pem_cert"]
+        return str(spiffe_identity(load_certificate(bytes(peer)), DOMAIN)).encode()
 
     with ThreadPoolExecutor(1) as pool:
         serving = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
