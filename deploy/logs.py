@@ -18,8 +18,9 @@ def start_logging(form: str, level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # One line a request is what an access log is for; ours would say nothing new.
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    # Libraries that tell every step: what the steps led to is in our own lines.
+    for chatty in ("aiohttp.access", "watchfiles"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 class TextFormatter(logging.Formatter):

@@ -14,12 +14,13 @@ class StatusReport(msgspec.Struct, frozen=True):
     """The health of one control plane replica.
 
     `waiting_for` names what must be listed before proxies are served ("source", "etcd", "join"); empty when ready.
-    `leader` is the replica that leads as etcd last said, empty when unknown.
+    `leader` is the replica that leads as etcd last said, empty when unknown; `replicas` are the admin URLs of all.
     """
 
     cluster: str
     domain: str
     replica: str
+    replicas: tuple[str, ...]
     is_joined: bool
     is_ready: bool
     waiting_for: tuple[str, ...]

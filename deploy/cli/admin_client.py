@@ -47,6 +47,10 @@ class AdminClient:
         self._token = token
         self._session: aiohttp.ClientSession | None = None
 
+    def elsewhere(self, url: str) -> "AdminClient":
+        """Returns a client of another replica of the same cluster: they share the token."""
+        return AdminClient(url, self._token)
+
     async def __aenter__(self) -> Self:
         # trust_env stays off: the admin API is never behind the mesh's own http_proxy
         self._session = aiohttp.ClientSession(
@@ -72,7 +76,7 @@ class AdminClient:
         return await self._call("GET", "/v1/services", tuple[ServiceReport, ...])
 
     async def proxies(self) -> tuple[ProxyReport, ...]:
-        """Returns the proxies that are connected to the asked replica, by node id."""
+        """Returns the proxies that are connected to the asked replica (not to others of the cluster), by node id."""
         return await self._call("GET", "/v1/proxies", tuple[ProxyReport, ...])
 
     async def join_request(self) -> JoinRequest:

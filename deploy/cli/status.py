@@ -1,6 +1,7 @@
 """`isthmus status`, `services` and `proxies`: what a control plane says about itself and its proxies."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
@@ -64,9 +65,16 @@ def proxies(targets: Targets, output: str) -> None:
     show(answer, output, lambda: _render_proxies(answer, datetime.now(UTC)))
 
 
-async def _proxies_of(client: AdminClient) -> tuple[ProxyReport, ...]:
-    async with client:
-        return await client.proxies()
+async def _proxies_of(first: AdminClient) -> tuple[ProxyReport, ...]:
+    """Returns the proxies of a cluster: each replica knows those on its own streams. Silent replicas have none."""
+    async with first:
+        replicas = (await first.status()).replicas
+    found: list[ProxyReport] = []
+    for url in replicas:
+        with contextlib.suppress(ControlUnreachable):
+            async with first.elsewhere(url) as client:
+                found += await client.proxies()
+    return tuple(sorted(found, key=lambda proxy: proxy.node))
 
 
 async def _status_of_all(clients: Mapping[str, AdminClient]) -> tuple[StatusReport | Silent, ...]:

@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from deploy.control.membership import Joining
-from deploy.control.options import ControlOptions
+from deploy.control.options import ControlOptions, host_port
 from deploy.control.reports import cluster_reports, gauges, introduction, is_in_step, proxy_report, service_reports
 from federation.admin import AdminRefused, TokenOrder
 from federation.etcd import EtcdClient, EtcdError
+from federation.model import CONTROL_ADMIN_PORT
 from federation.names import token_key
 from federation.peers import PeerStatus
 from federation.reports import ClusterReport, ProxyReport, ServiceReport, StatusReport, TokenReport
@@ -67,6 +68,7 @@ class Backend:
             cluster=settings.name,
             domain=settings.domain,
             replica=self._options.replica,
+            replicas=tuple(f"http://{host_port(one, CONTROL_ADMIN_PORT)}" for one in self._options.control_addresses),
             is_joined=parts is not None,
             is_ready=self.is_ready,
             waiting_for=tuple(waiting or ([] if self.is_ready else ["ports"])),

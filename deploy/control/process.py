@@ -15,7 +15,7 @@ from aiohttp import web
 from deploy.control.backend import Backend
 from deploy.control.identity import OwnIdentity, ProxySecrets
 from deploy.control.membership import Joining, Membership
-from deploy.control.options import ControlOptions, admin_token
+from deploy.control.options import ControlOptions, admin_token, host_port
 from deploy.control.proxies import Admissions, Compiler
 from deploy.control.reports import introduced_member, short_type
 from federation.admin import admin_app
@@ -176,7 +176,6 @@ class Member:
                 group.create_task(federation.stop(_GRACE))
 
     async def _lead(self, leadership: Leadership) -> None:
-        log.info("replica leads", extra={"replica": self._options.replica})
         try:
             await self._remember_introductions()
             async with asyncio.TaskGroup() as group:
@@ -184,8 +183,6 @@ class Member:
                 group.create_task(self._peers.run(leadership))
         except BaseExceptionGroup as errors:
             raise _only(errors, (Fenced, EtcdUnavailable)) from None
-        finally:
-            log.info("replica leads no more", extra={"replica": self._options.replica})
 
     async def _remember_introductions(self) -> None:
         """Writes whom the root introduced, where nothing is known: an etcd that lost its data knows nobody."""
@@ -215,7 +212,7 @@ def _server(
 ) -> grpc.aio.Server:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers((handler,))
-    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    where = host_port(address, port)
     try:
         server.add_secure_port(where, credentials)
     except RuntimeError as error:
