@@ -291,6 +291,29 @@ async def test_acknowledged_writes_that_etcd_lost_are_forgotten(
         await follower.until_state({"/a/safe": b""} | {f"/a/new-{index}": b"" for index in range(10)})
 
 
+async def test_lost_revisions_are_noticed_even_when_the_last_write_was_repeated_in_its_place(
+    etcd: Etcd, writer: EtcdClient, client: EtcdClient, relay: Relay, tmp_path: Path
+) -> None:
+    await writer.put("/a/safe", b"")
+    await etcd.kill()
+    shutil.copytree(tmp_path / "data", tmp_path / "earlier")
+    await etcd.start()
+    async with following(client) as follower:
+        await put(writer, "/a/lost")
+        await put(writer, "/a/repeated")
+        await follower.until(lambda: len(follower.state) == 3)
+        await relay.cut()
+        await etcd.kill()
+        etcd.wipe()
+        shutil.move(tmp_path / "earlier", tmp_path / "data")
+        await etcd.start()
+        await etcd.restart()  # the election after a crash: a term that the follower has not seen
+        await put(writer, "/a/other")
+        await put(writer, "/a/repeated")
+        await relay.open()
+        await follower.until_state({"/a/safe": b"", "/a/other": b"", "/a/repeated": b""})
+
+
 @pytest.mark.parametrize("seed", range(2))
 async def test_any_sequence_of_faults_ends_in_what_etcd_holds(
     etcd: Etcd, writer: EtcdClient, client: EtcdClient, relay: Relay, seed: int
