@@ -1,6 +1,7 @@
 """An HTTP/1.1 program that knows nothing of a mesh (`python answering.py ADDRESS PORT NAME`): says what it was asked.
 
-`/status/503` answers with that status; `?flags=UF` adds the header by which sidecars tell each other what went wrong.
+After `/sicken` every answer is 503, until `/heal`; `?flags=UF` adds the header by which sidecars tell each other what
+went wrong.
 """
 
 import json
@@ -11,17 +12,21 @@ from urllib.parse import parse_qs, urlsplit
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = 65536  # head and body in one write: half an answer of a killed program could not be repeated by anybody
     name = ""
     calls = 0
+    status = 200
 
     def answer(self) -> None:
         type(self).calls += 1
         self.rfile.read(int(self.headers.get("content-length", 0)))
         url = urlsplit(self.path)
+        if url.path in {"/sicken", "/heal"}:
+            type(self).status = 503 if url.path == "/sicken" else 200
         headers = {name.lower(): value for name, value in self.headers.items()}
         said = {"name": self.name, "method": self.command, "headers": headers, "calls": self.calls}
         body = json.dumps(said).encode()
-        self.send_response(int(url.path.removeprefix("/status/")) if url.path.startswith("/status/") else 200)
+        self.send_response(self.status)
         for flags in parse_qs(url.query).get("flags", ()):
             self.send_header("x-isthmus-flags", flags)
         self.send_header("content-type", "application/json")

@@ -23,6 +23,30 @@ from trust.spiffe import gateway_identity
 _ANSWERING = Path(__file__).with_name("answering.py")
 
 
+class App:
+    """The HTTP program of a pod: a process that can be killed and started again."""
+
+    def __init__(self, name: str, address: str) -> None:
+        self._name = name
+        self._address = address
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Starts the process and waits until it serves."""
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, _ANSWERING, self._address, str(HTTP_PORT), self._name),
+            stderr=asyncio.subprocess.DEVNULL,  # it complains of callers that are killed
+        )
+        await wait_open(self._address, HTTP_PORT)
+        assert self._process.returncode is None
+
+    async def kill(self) -> None:
+        """Kills the process at once (SIGKILL) and waits for its end."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+
 class Mesh(msgspec.Struct):
     """What runs: Envoys and HTTP programs by the name of their pod, such as `east/server-a`, gateways in order."""
 
@@ -31,7 +55,7 @@ class Mesh(msgspec.Struct):
     identities: MeshIdentities
     sidecars: Mapping[str, Envoy]
     gateways: tuple[Envoy, ...]
-    apps: Mapping[str, asyncio.subprocess.Process]
+    apps: Mapping[str, App]
 
     @property
     def client(self) -> str:
@@ -51,7 +75,7 @@ async def run_mesh(block: str, folder: Path, *, west_network: str = "two") -> As
     identities = MeshIdentities(DOMAIN)
     async with AsyncExitStack() as stack:
         sidecars: dict[str, Envoy] = {}
-        apps: dict[str, asyncio.subprocess.Process] = {}
+        apps: dict[str, App] = {}
         for cluster in (east, west):
             for pod in cluster.snapshot.pods.values():
                 name = f"{cluster.settings.name}/{pod.key.name}"
@@ -105,15 +129,19 @@ async def wait_open(address: str, port: int) -> None:
                 return
 
 
-async def start_answering(name: str, address: str) -> asyncio.subprocess.Process:
-    """Starts the HTTP program of a pod."""
-    process = await asyncio.create_subprocess_exec(sys.executable, _ANSWERING, address, str(HTTP_PORT), name)
-    await wait_open(address, HTTP_PORT)
-    return process
+@asynccontextmanager
+async def run_app(name: str, address: str) -> AsyncIterator[App]:
+    """Runs the HTTP program of a pod."""
+    app = App(name, address)
+    try:
+        await app.start()
+        yield app
+    finally:
+        await app.kill()
 
 
 @asynccontextmanager
-async def _programs(name: str, address: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _programs(name: str, address: str) -> AsyncIterator[App]:
     """Runs the programs of a pod: HTTP as a process of its own, the others in this one."""
 
     async def chat(connection: ServerConnection) -> None:
@@ -131,15 +159,12 @@ async def _programs(name: str, address: str) -> AsyncIterator[asyncio.subprocess
     greeter.add_generic_rpc_handlers((Echo(name),))
     greeter.add_insecure_port(f"{address}:{GRPC_PORT}")
     greeter.start()
-    process = await start_answering(name, address)
     try:
         async with (
+            run_app(name, address) as app,
             serve(chat, address, CHAT_PORT),
             await asyncio.start_server(store, address, STORE_PORT),
         ):
-            yield process
+            yield app
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
         greeter.stop(None)

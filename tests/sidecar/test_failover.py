@@ -1,0 +1,127 @@
+"""What dies is not noticed by callers: real processes are killed under load, and no GET fails."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from tests.support.envoy import PATIENCE, eventually
+from tests.support.running_mesh import Mesh, run_mesh
+from tests.support.two_clusters import HTTP_PORT, far
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+WORKERS = 8
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
+    async with run_mesh("127.105", tmp_path_factory.mktemp("mesh")) as mesh:
+        yield mesh
+
+
+class Load:
+    """Calls without pause, half GET half POST: who answered lately, and what failed."""
+
+    def __init__(self, url: str, proxy: str) -> None:
+        self.answered: Counter[str] = Counter()
+        self.failed: dict[str, list[str]] = {"GET": [], "POST": []}
+        self._url = url
+        self._proxy = proxy
+        self._over = False
+
+    async def work(self, session: aiohttp.ClientSession) -> None:
+        while not self._over:
+            for method in ("GET", "POST"):
+                async with session.request(method, self._url, proxy=self._proxy) as response:
+                    text = await response.text()
+                    if response.status == 200:
+                        self.answered[response.headers["x-isthmus-upstream"]] += 1
+                    else:
+                        self.failed[method].append(f"{response.status} {text}")
+
+    async def served_only_by(self, *upstreams: str) -> None:
+        """Waits until for a hundred calls nobody else has answered."""
+
+        def settled() -> bool:
+            if set(self.answered) - set(upstreams):
+                self.answered.clear()
+            return self.answered.total() >= 100
+
+        self.answered.clear()
+        await eventually(settled, f"only {upstreams} answer")
+
+    def stop(self) -> None:
+        self._over = True
+
+
+@asynccontextmanager
+async def load(mesh: Mesh, host: str) -> AsyncIterator[Load]:
+    running = Load(f"http://{host}/", mesh.proxy)
+    timeout = aiohttp.ClientTimeout(total=PATIENCE)
+    async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as workers:
+        for _ in range(WORKERS):
+            workers.create_task(running.work(session))
+        try:
+            yield running
+        finally:
+            running.stop()
+
+
+WEST = tuple(f"west/a/shop/server-{n}" for n in (1, 2, 3))
+
+
+async def test_no_get_fails_when_an_app_a_sidecar_a_gateway_and_a_zone_die(mesh: Mesh) -> None:
+    async with load(mesh, far("cart")) as calls:
+        await calls.served_only_by("east/a/shop/server-a")
+        await mesh.apps["east/server-a"].kill()
+        await calls.served_only_by("east/b/shop/server-b")
+        await mesh.sidecars["east/server-b"].kill()
+        await calls.served_only_by(*WEST)
+        await mesh.gateways[0].kill()
+        await calls.served_only_by(*WEST)
+        await mesh.apps["west/server-1"].kill()
+        await calls.served_only_by(*WEST[1:])
+        for name in ("east/server-a", "west/server-1"):
+            await mesh.apps[name].start()
+        for envoy in (mesh.sidecars["east/server-b"], mesh.gateways[0]):
+            await envoy.start()
+        await calls.served_only_by("east/a/shop/server-a")
+    assert calls.failed["GET"] == []
+    # What was in the hands of a process that was killed must not be repeated: at most one call of each worker.
+    assert len(calls.failed["POST"]) <= 4 * WORKERS
+
+
+async def test_one_sick_pod_is_ejected_alone(mesh: Mesh) -> None:
+    await mesh.sidecars["east/client"].wait_for("/clusters", lambda page: "failed_outlier_check" not in page)
+    address = mesh.west.pod_scope("server-2").address
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"http://{address}:{HTTP_PORT}/sicken"):
+            pass
+        statuses: Counter[int] = Counter()
+        try:
+            for _ in range(100):
+                async with session.get(f"http://{far('page')}/", proxy=mesh.proxy) as response:
+                    statuses[response.status] += 1
+            page = await mesh.sidecars["east/client"].get("/clusters")
+        finally:
+            async with session.get(f"http://{address}:{HTTP_PORT}/heal"):
+                pass
+    # Three bad answers eject it; an application's own 503 is its answer and is not repeated.
+    assert statuses[503] == 3
+    assert statuses[200] == 97
+    assert page.count("failed_outlier_check") == 1
+
+
+async def test_an_app_cannot_ask_for_retries(mesh: Mesh) -> None:
+    async with aiohttp.ClientSession() as session:
+        url = f"http://{far('cart')}/?flags=UF"
+        async with session.get(url, proxy=mesh.proxy) as response:
+            before = (await response.json())["calls"]
+            assert "x-isthmus-flags" not in response.headers
+        async with session.get(url, proxy=mesh.proxy) as response:
+            assert (await response.json())["calls"] == before + 1

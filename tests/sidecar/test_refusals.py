@@ -1,0 +1,129 @@
+"""Who does not belong is refused by the real Envoy on the mesh port: real handshakes, nothing imitated."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import trustme
+
+from federation.model import MESH_PORT
+from federation.names import service_sni
+from tests.support.envoy import PATIENCE, start_envoy
+from tests.support.identities import MeshIdentities, identity
+from tests.support.running_mesh import run_app
+from tests.support.static_envoy import static_bootstrap
+from tests.support.two_clusters import DOMAIN, STORE_PORT, Member, east_and_west, key
+from trust.spiffe import ClusterName
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+IDENTITIES = MeshIdentities(DOMAIN)
+CLIENT = identity("east", "client")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Member, str]]:
+    """One server of west, with its sidecar: its cluster and its address."""
+    _, west = east_and_west("127.105")
+    scope = west.pod_scope("server-1")
+    config = static_bootstrap(
+        west.sidecar("server-1"),
+        IDENTITIES.secrets(scope.identity),
+        node="west/shop/server-1",
+        address=scope.address,
+    )
+
+    async def store(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello\n")  # speaks before anybody asked
+        writer.close()
+
+    async with (
+        start_envoy(config, folder=tmp_path_factory.mktemp("server")) as envoy,
+        await asyncio.start_server(store, scope.address, STORE_PORT),
+        run_app("west/server-1", scope.address),
+    ):
+        await envoy.wait_live()
+        yield west, scope.address
+
+
+def sni(service: str) -> str:
+    return service_sni(ClusterName("west"), key(service), {"page": 80, "store": 6379}[service], DOMAIN)
+
+
+def tls_client(folder: Path, chain: bytes = b"", private_key: bytes = b"") -> ssl.SSLContext:
+    """Returns a TLS client that trusts anybody and shows this certificate, or none: only the server refuses here."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if chain:
+        (folder / "chain.pem").write_bytes(chain)
+        (folder / "key.pem").write_bytes(private_key)
+        context.load_cert_chain(folder / "chain.pem", folder / "key.pem")
+    return context
+
+
+async def converse(address: str, context: ssl.SSLContext | None, server_name: str | None, say: bytes) -> bytes:
+    """Returns all that the mesh port answers; nothing when it closes, however it does so."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            reader, writer = await asyncio.open_connection(address, MESH_PORT, ssl=context, server_hostname=server_name)
+            writer.write(say)
+            answer = await reader.read()
+            writer.close()
+            return answer
+    except (ssl.SSLError, ConnectionError):
+        return b""
+
+
+HTTP = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+
+async def test_a_member_is_served(server: tuple[Member, str], tmp_path: Path) -> None:
+    _, address = server
+    context = tls_client(tmp_path, *IDENTITIES.leaf(CLIENT))
+    answer = await converse(address, context, sni("page"), HTTP)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"spiffe://east.mesh.test/ns/shop/sa/client" in answer
+    assert await converse(address, context, sni("store"), b"") == b"hello\n"
+
+
+async def test_plain_text_is_refused(server: tuple[Member, str]) -> None:
+    assert await converse(server[1], None, None, HTTP) == b""
+
+
+@pytest.mark.parametrize("service", ["page", "store"])
+async def test_no_certificate_is_refused(server: tuple[Member, str], tmp_path: Path, service: str) -> None:
+    assert await converse(server[1], tls_client(tmp_path), sni(service), HTTP) == b""
+
+
+@pytest.mark.parametrize("service", ["page", "store"])
+async def test_a_certificate_of_another_root_is_refused(
+    server: tuple[Member, str], tmp_path: Path, service: str
+) -> None:
+    stranger = MeshIdentities(DOMAIN).leaf(CLIENT)  # the same names under another root
+    assert await converse(server[1], tls_client(tmp_path, *stranger), sni(service), HTTP) == b""
+    leaf = trustme.CA().issue_cert("client.shop.east.mesh.test")
+    chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
+    context = tls_client(tmp_path, chain, leaf.private_key_pem.bytes())
+    assert await converse(server[1], context, sni(service), HTTP) == b""
+
+
+@pytest.mark.parametrize("service", ["page", "store"])
+async def test_an_identity_of_one_cluster_signed_by_another_is_refused(
+    server: tuple[Member, str], tmp_path: Path, service: str
+) -> None:
+    forged = IDENTITIES.leaf(identity("west", "client"), signed_by="east")
+    assert await converse(server[1], tls_client(tmp_path, *forged), sni(service), HTTP) == b""
+
+
+@pytest.mark.parametrize(
+    "name", [None, "mesh.test", "81.page.shop.svc.west.mesh.test", "80.page.shop.svc.east.mesh.test"]
+)
+async def test_a_name_that_is_not_served_here_is_refused(
+    server: tuple[Member, str], tmp_path: Path, name: str | None
+) -> None:
+    context = tls_client(tmp_path, *IDENTITIES.leaf(CLIENT))
+    assert await converse(server[1], context, name, HTTP) == b""
