@@ -6,6 +6,7 @@ is tried once: aiohttp's silent second try on a broken keep-alive connection cou
 
 import asyncio
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
@@ -108,9 +109,9 @@ class Load:
         loop = asyncio.get_running_loop()
         start, number = loop.time(), 0
         while not self._stopping.is_set():
-            due = start + number / self._rate
-            if duration is not None and due - start >= duration.total_seconds():
+            if duration is not None and number / self._rate >= duration.total_seconds():
                 return
+            due = start + number / self._rate
             wait = due - loop.time()
             if wait > 0:
                 await asyncio.sleep(wait)
@@ -145,7 +146,8 @@ class Load:
         except TimeoutError:
             failure = f"no answer within {TIMEOUT.total_seconds():.0f} s"
         except aiohttp.ClientConnectorError as error:
-            failure = f"no connection: {error.os_error.strerror or error.os_error}"
+            code = error.os_error.errno
+            failure = f"no connection: {os.strerror(code) if code else error.os_error}"
         except (aiohttp.ClientError, OSError) as error:
             failure = f"connection broken: {type(error).__name__}"
         finally:
