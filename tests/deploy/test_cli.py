@@ -125,6 +125,19 @@ def test_wrong_options_of_control_are_wrong_usage(arguments: list[str], message:
     assert message in " ".join(result.output.split())
 
 
+def test_control_reads_its_options_from_the_environment_too(tmp_path: Path) -> None:
+    environment = {
+        "ISTHMUS_CLUSTER": "east",
+        "ISTHMUS_DOMAIN": "mesh",
+        "ISTHMUS_REGION": "eu",
+        "ISTHMUS_ETCD": "http://127.0.0.1:1",
+        "ISTHMUS_DATA": str(tmp_path),
+        "ISTHMUS_ADDRESS": "127.0.0.1",
+    }
+    result = CliRunner().invoke(isthmus, ["control"], env=environment)
+    assert "'mesh' is not a mesh domain" in result.output
+
+
 def test_gateways_are_read_with_and_without_ports() -> None:
     from deploy.cli.control import parse_gateways, parse_peer_gateways
 

@@ -7,10 +7,12 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import yaml
@@ -24,6 +26,8 @@ from tests.support.etcd import start_etcd
 from trust.authority import Root
 from trust.certificates import certificate_pem
 from trust.spiffe import ClusterName, control_dns_name, control_identity, spiffe_id
+
+Answer = TypeVar("Answer")
 
 PATIENCE = timedelta(seconds=30)
 """Deadline of every wait here: generous, because two noisy cores are shared by many tests."""
@@ -78,18 +82,23 @@ async def isthmus(*arguments: str, contexts: Path | None = None, stdin: str = ""
 class Control:
     """One control plane replica, whose data directory survives `kill`."""
 
-    def __init__(self, folder: Path, name: str, *, etcd: str, address: str, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, name: str, *, etcd: str, arguments: Sequence[str], replica: str = "control-1"
+    ) -> None:
+        """Replicas of one cluster share the folder."""
+        address = free_address()
         self.name = name
+        self.etcd = etcd
         self.folder = folder
         self.address = address
         self.data = folder / "control"
         self.manifests = folder / "manifests"
         self.manifests.mkdir(parents=True, exist_ok=True)
-        self._log = folder / "control.log"
+        self._log = folder / f"{replica}.log"
         self._command = (
             *_ISTHMUS,
             *("control", "--cluster", name, "--domain", DOMAIN, "--etcd", etcd, "--data", str(self.data)),
-            *("--manifests", str(self.manifests), "--address", address, *arguments),
+            *("--manifests", str(self.manifests), "--address", address, "--name", replica, *arguments),
         )
         self._process: asyncio.subprocess.Process | None = None
 
@@ -156,7 +165,7 @@ async def start_control(folder: Path, name: str = "east", *arguments: str) -> As
     await asyncio.to_thread(lambda: etcd_folder.mkdir(parents=True))
     options = arguments if "--region" in arguments else ("--region", "eu", *arguments)
     async with start_etcd(etcd_folder) as etcd:
-        control = Control(folder, name, etcd=etcd.url, address=free_address(), arguments=options)
+        control = Control(folder, name, etcd=etcd.url, arguments=options)
         try:
             await control.start()
             yield control
@@ -168,6 +177,15 @@ def is_listening(address: str, port: int) -> bool:
     """Says whether somebody accepts connections on a loopback address."""
     with closing(socket.socket()) as one:
         return one.connect_ex((address, port)) == 0
+
+
+async def until(ask: Callable[[], Awaitable[Answer]], right: Callable[[Answer], bool]) -> Answer:
+    """Asks until the answer is as it should be and returns it."""
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while not right(answer := await ask()):
+        assert time.monotonic() < deadline, f"never right: {answer}"
+        await asyncio.sleep(0.02)
+    return answer
 
 
 def write_contexts(file: Path, *controls: Control) -> Path:
