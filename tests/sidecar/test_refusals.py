@@ -12,7 +12,7 @@ import trustme
 from federation.model import MESH_PORT
 from federation.names import service_sni
 from tests.support.envoy import PATIENCE, start_envoy
-from tests.support.identities import MeshIdentities, identity
+from tests.support.identities import MeshIdentities, identity, tls_client
 from tests.support.running_mesh import run_app
 from tests.support.static_envoy import static_bootstrap
 from tests.support.two_clusters import DOMAIN, STORE_PORT, Member, east_and_west, key
@@ -51,18 +51,6 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
 
 def sni(service: str) -> str:
     return service_sni(ClusterName("west"), key(service), {"page": 80, "store": 6379}[service], DOMAIN)
-
-
-def tls_client(folder: Path, chain: bytes = b"", private_key: bytes = b"") -> ssl.SSLContext:
-    """Returns a TLS client that trusts anybody and shows this certificate, or none: only the server refuses here."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    if chain:
-        (folder / "chain.pem").write_bytes(chain)
-        (folder / "key.pem").write_bytes(private_key)
-        context.load_cert_chain(folder / "chain.pem", folder / "key.pem")
-    return context
 
 
 async def converse(address: str, context: ssl.SSLContext | None, server_name: str | None, say: bytes) -> bytes:

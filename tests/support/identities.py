@@ -1,7 +1,9 @@
 """Certificates of a mesh for tests: a root, an intermediate for each cluster, leaves as a control plane issues them."""
 
+import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,6 +19,18 @@ _LIFETIME = timedelta(hours=1)
 def identity(cluster: str, account: str, namespace: str = "shop") -> Identity:
     """Returns an identity from plain text."""
     return Identity(ClusterName(cluster), Namespace(namespace), ServiceAccount(account))
+
+
+def tls_client(folder: Path, chain: bytes = b"", private_key: bytes = b"") -> ssl.SSLContext:
+    """Returns a TLS client that trusts anybody and shows this certificate, or none: only the server refuses here."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if chain:
+        (folder / "chain.pem").write_bytes(chain)
+        (folder / "key.pem").write_bytes(private_key)
+        context.load_cert_chain(folder / "chain.pem", folder / "key.pem")
+    return context
 
 
 class MeshIdentities:
