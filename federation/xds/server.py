@@ -1,5 +1,10 @@
-"""Carries delta xDS streams over grpc.aio: the shell around `protocol`, for Envoy and for peers alike."""
+"""Carries delta xDS streams over grpc.aio: the shell around `protocol`, for Envoy and for peers alike.
 
+Three tasks live as long as a stream: one reads requests, one follows the feed of resource sets, one writes what is due.
+They share the state machine and an event; nothing is queued, so a slow client gets the latest and not everything.
+"""
+
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Protocol
@@ -12,14 +17,33 @@ from federation.xds.resources import ResourceSet, TypeUrl
 
 ADS_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
-SERVER_OPTIONS: tuple[tuple[str, int], ...] = ()
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Two servers on one port would share it in silence; the second shall fail.
+    ("grpc.so_reuseport", 0),
+    # A whole configuration may be larger than the default of 4 MB, and could then never be delivered.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # After a restart thousands of proxies come back at once; those beyond the default of 1,000 would be cancelled.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    # Envoy pings every second, also without traffic; by default gRPC calls that an attack and closes.
+    ("grpc.http2.min_ping_interval_without_data_ms", 100),
+    ("grpc.http2.max_ping_strikes", 0),
+    # A client that is frozen or cut off is noticed after 15 seconds (milliseconds here).
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
 """Options that every grpc.aio server of ours needs (`grpc.aio.server(options=SERVER_OPTIONS)`)."""
+
+_FIRST_REQUEST_LIMIT = timedelta(seconds=10)
+_WRITE_LIMIT = timedelta(seconds=30)
+_STALLED_PATIENCE = 0.1  # of the settle limit: while a type is stalled, its later answers seldom come either
 
 ServicerContext = grpc.aio.ServicerContext[DeltaDiscoveryRequest, bytes]
 
 
 class Refused(Exception):
-    """The other side may not have a stream; the message is told to it."""
+    """The other side may not have a stream, or not any longer; the message is told to it."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
 
@@ -28,6 +52,12 @@ class Unauthenticated(Refused):
     """The other side did not prove who it is."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class Unavailable(Refused):
+    """The other side is welcome, later."""
+
+    code = grpc.StatusCode.UNAVAILABLE
 
 
 class StreamObserver(Protocol):
@@ -40,7 +70,14 @@ class StreamObserver(Protocol):
 
 async def read_first(context: ServicerContext) -> DeltaDiscoveryRequest:
     """Returns the first request of a stream, the one with the node; raises Refused when none comes in time."""
-    raise NotImplementedError
+    try:
+        async with asyncio.timeout(_FIRST_REQUEST_LIMIT.total_seconds()):
+            request = await context.read()
+    except TimeoutError:
+        raise Refused("no request came") from None
+    if not isinstance(request, DeltaDiscoveryRequest):
+        raise Refused("the stream ended before its first request")
+    return request
 
 
 async def serve_stream(
@@ -52,12 +89,20 @@ async def serve_stream(
     observer: StreamObserver | None = None,
     settle_limit: timedelta = timedelta(seconds=10),
 ) -> None:
-    """Serves one stream until the client ends it or `feed` does.
+    """Serves one stream until the client ends it or `feed` does. Raises Refused (in a group) if it does not read.
 
     `feed` is asked for the next set whenever it was taken; it must wait until there is something newer, and give the
     latest, not every one. A push that nobody answers within `settle_limit` holds back the others no longer.
     """
-    raise NotImplementedError
+    carrier = _Carrier(context, stream, observer, settle_limit)
+    carrier.take(first)
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(carrier.read())
+        following = group.create_task(carrier.follow(feed))
+        writing = group.create_task(carrier.write())
+        await asyncio.wait((reading, following), return_when=asyncio.FIRST_COMPLETED)
+        for task in (reading, following, writing):
+            task.cancel()
 
 
 def delta_handler(
@@ -67,4 +112,88 @@ def delta_handler(
 
     A behaviour that raises Refused ends the stream with that status and message.
     """
-    raise NotImplementedError
+
+    async def serve(_: AsyncIterator[DeltaDiscoveryRequest], context: ServicerContext) -> None:
+        refusal: Refused | None = None
+        try:
+            await behaviour(context)
+        except* Refused as group:
+            refusal = _first_leaf(group)
+        if refusal is not None:
+            await context.abort(refusal.code, str(refusal))
+
+    handler: grpc.RpcMethodHandler[DeltaDiscoveryRequest, bytes] = grpc.stream_stream_rpc_method_handler(
+        serve,
+        request_deserializer=DeltaDiscoveryRequest.FromString,
+        response_serializer=None,  # responses are bytes already
+    )
+    return grpc.method_handlers_generic_handler(service, {method: handler})
+
+
+class _Carrier:
+    """The three tasks of one stream, and what they share."""
+
+    def __init__(
+        self, context: ServicerContext, stream: DeltaStream, observer: StreamObserver | None, settle_limit: timedelta
+    ) -> None:
+        self._context = context
+        self._stream = stream
+        self._observer = observer
+        self._settle_limit = settle_limit.total_seconds()
+        self._news = asyncio.Event()
+        self._began = asyncio.get_running_loop().time()
+        self._sent_at: dict[str, float] = {}  # loop time by nonce
+
+    def take(self, request: DeltaDiscoveryRequest) -> None:
+        reply = self._stream.receive(request)
+        if self._observer is not None:
+            self._observer.replied(reply)
+        self._news.set()
+
+    async def read(self) -> None:
+        # No deadline: a client may be content for days. Whether it still lives is seen by HTTP/2 keepalive.
+        while isinstance(request := await self._context.read(), DeltaDiscoveryRequest):
+            self.take(request)
+
+    async def follow(self, feed: AsyncIterator[ResourceSet]) -> None:
+        async for resources in feed:
+            self._stream.offer(resources)
+            self._news.set()
+
+    async def write(self) -> None:
+        while True:
+            self._news.clear()
+            for push in self._stream.due():
+                await self._send(push)
+            try:
+                async with asyncio.timeout_at(self._deadline()):
+                    await self._news.wait()
+            except TimeoutError:
+                self._sent_at.clear()
+                types = self._stream.unblock()
+                if self._observer is not None:
+                    self._observer.stalled(types)
+
+    async def _send(self, push: Push) -> None:
+        self._sent_at[push.nonce] = asyncio.get_running_loop().time()
+        if self._observer is not None:
+            self._observer.pushed(push)
+        try:
+            async with asyncio.timeout(_WRITE_LIMIT.total_seconds()):
+                await self._context.write(push.body)
+        except TimeoutError:
+            raise Unavailable("nobody reads what is sent") from None
+
+    def _deadline(self) -> float | None:
+        """Returns the loop time at which the oldest unanswered response is given up; None when there is none."""
+        unanswered = {nonce for _, nonce in self._stream.unanswered}
+        self._sent_at = {nonce: at for nonce, at in self._sent_at.items() if nonce in unanswered}
+        if not self._stream.is_waiting:
+            return None
+        limit = self._settle_limit * (_STALLED_PATIENCE if self._stream.stalled else 1)
+        return min(self._sent_at.values(), default=self._began) + limit
+
+
+def _first_leaf(group: BaseExceptionGroup[Refused]) -> Refused:
+    leaf = group.exceptions[0]
+    return _first_leaf(leaf) if isinstance(leaf, BaseExceptionGroup) else leaf
