@@ -165,15 +165,15 @@ def _compose(text: str, where: str, first: int) -> list[Document]:
         what = f"character {ord(unprintable[0]):#06x} is not allowed"
         raise _Unreadable(what, line, "is this a text file? Write the character as an escape in double quotes")
     documents: list[Document] = []
+    composer = _Composer(where, first)
     try:
-        composer = _Composer(where, first)
         for event in yaml.parse(text, Loader=_LOADER):
             composer.feed(event)
             if isinstance(event, yaml.DocumentEndEvent):
                 documents += composer.documents()
                 composer = _Composer(where, first)  # anchors end with their document
     except yaml.MarkedYAMLError as error:
-        raise _explained(error, first) from error
+        raise _explained(error, first, composer.bracket) from error
     except yaml.YAMLError as error:
         raise _Unreadable(str(error), first + 1, "") from error
     return documents
@@ -182,8 +182,8 @@ def _compose(text: str, where: str, first: int) -> list[Document]:
 class _Open:
     """A list or mapping that is being read: what was read of it, and the key that waits for its value."""
 
-    def __init__(self, line: int, anchor: str | None, *, is_mapping: bool) -> None:
-        self.line, self.anchor, self.is_mapping = line, anchor, is_mapping
+    def __init__(self, line: int, anchor: str | None, *, is_mapping: bool, is_bracket: bool) -> None:
+        self.line, self.anchor, self.is_mapping, self.is_bracket = line, anchor, is_mapping, is_bracket
         self.children: dict[Step, tuple[int, Node]] = {}
         self.merged: list[Node] = []
         self.key: tuple[str, int, bool] | None = None  # text, line, whether it is a plain `<<`
@@ -221,6 +221,11 @@ class _Composer:
         line, node = self._root
         return [Document(self._where, line, node, tuple(self._flaws))]
 
+    @property
+    def bracket(self) -> int | None:
+        """The line of the innermost `[` or `{` that is still open."""
+        return self._open[-1].line if self._open and self._open[-1].is_bracket else None
+
     def feed(self, event: yaml.Event) -> None:
         assert event.start_mark is not None  # its type allows for events that no parser made
         line = self._first + event.start_mark.line + 1
@@ -231,7 +236,8 @@ class _Composer:
                     self._refuse(line)
                 if event.anchor:
                     self._anchors[event.anchor] = None
-                self._open.append(_Open(line, event.anchor, is_mapping=isinstance(event, yaml.MappingStartEvent)))
+                is_mapping, is_bracket = isinstance(event, yaml.MappingStartEvent), bool(event.flow_style)
+                self._open.append(_Open(line, event.anchor, is_mapping=is_mapping, is_bracket=is_bracket))
             case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
                 opened = self._open.pop()
                 self._add(opened.close(), opened.line, opened.anchor)
@@ -324,19 +330,18 @@ _HINTS = {
     "expected '-' indicator": "list items start with '- ' in one column; a key may not follow them in the same column",
     "could not find expected ':'": "a key is followed by ': '; is a colon missing here or a quote left open above?",
     "unexpected end of stream": "the quote that starts here is never closed",
-    "expected ',' or": "close the bracket, or separate its items with commas",
     "unknown escape": "in double quotes a backslash starts an escape: use single quotes, or write it twice",
     "expected <document start>": "something stands after the end of the document: an extra bracket, or a missing '---'",
 }
-_AT_START = ("quoted scalar", "flow ", "simple key")  # contexts whose start says more than where the parser gave up
 
 
-def _explained(error: yaml.MarkedYAMLError, first: int) -> _Unreadable:
-    """Puts a parser's error into a finding's words."""
-    problem = error.problem or "not YAML"
-    mark = error.problem_mark
-    if error.context_mark and any(text in (error.context or "") for text in _AT_START):
-        mark = error.context_mark
+def _explained(error: yaml.MarkedYAMLError, first: int, bracket: int | None) -> _Unreadable:
+    """Puts a parser's error into a finding's words. `bracket` is the line of a bracket that was never closed."""
+    problem, context, mark = error.problem or "not YAML", error.context or "", error.problem_mark
+    if error.context_mark and ("quoted scalar" in context or "simple key" in context):
+        mark = error.context_mark  # where it began says more than where the parser gave up
+    line = first + (mark.line if mark else 0) + 1
     hint = next((hint for part, hint in _HINTS.items() if part in problem), "check indentation and quotes here")
-    message = " ".join(part for part in (problem, error.context) if part)
-    return _Unreadable(f"not YAML: {message}", first + (mark.line if mark else 0) + 1, hint)
+    if bracket and "while parsing a flow" in context:
+        line, hint = bracket, "close the bracket that is opened here, or separate its items with commas"
+    return _Unreadable(f"not YAML: {' '.join(part for part in (problem, context) if part)}", line, hint)
