@@ -1,4 +1,4 @@
-"""Properties have no deadline: how long an example takes says nothing about whether it holds."""
+"""Settings of all tests: properties have no deadline of their own, since machines differ and are shared."""
 
 from hypothesis import settings
 
