@@ -66,7 +66,7 @@ class Session:
         on_pushed: Callable[[TypeUrl], None],
         on_rejected: Callable[[TypeUrl], None],
     ) -> None:
-        """`on_settled` is told, when the proxy has taken changes, the revision that it had before, and the moment (UTC)."""
+        """`on_settled` is told, when the proxy took changes, the revision that it had before, and the moment (UTC)."""
         self.node = node
         self.identity = identity
         self.scope = scope
