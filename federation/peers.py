@@ -15,6 +15,7 @@ import msgspec
 from envoy.config.core.v3.base_pb2 import Node
 
 from federation import exports, names
+from federation.cancellation import propagate_cancellation
 from federation.election import Leadership
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
 from federation.exports import Malformed
@@ -178,6 +179,7 @@ class Peers:
                 sentry.cancel()
         except* (StreamEnded, EtcdUnavailable, EtcdRefused, IssuanceRefused) as group:
             problem = "; ".join(dict.fromkeys(str(error) for error in _leaves(group)))
+        propagate_cancellation()
         return problem
 
     async def _end_when_etcd_loses(self, losses: int) -> None:
