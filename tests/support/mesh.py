@@ -72,13 +72,13 @@ class Isthmus:
 
     def load(self, target: str, url: str, *, rate: int, seconds: int) -> Any:
         """Runs `lab load` to its end."""
-        words = (target, url, "--rate", str(rate), "--duration", str(seconds), "-o", "json")
+        words = (target, url, "--rate", str(rate), "--duration", f"{seconds}s", "-o", "json")
         return json.loads(self.lab("load", *words, seconds=seconds + 60))
 
     def start_load(self, target: str, url: str, *, rate: int, seconds: int) -> "Load":
         """Starts `lab load` and returns at once."""
         words = ("lab", "load", "--name", self.name, target, url)
-        words += ("--rate", str(rate), "--duration", str(seconds), "-o", "json")
+        words += ("--rate", str(rate), "--duration", f"{seconds}s", "-o", "json")
         command = [sys.executable, "-m", "deploy.cli.main", *words]
         return Load(
             subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
