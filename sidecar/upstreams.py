@@ -39,7 +39,7 @@ _LONGEST_CONNECTION = timedelta(minutes=10)
 # Tunnels move to other gateways, and to new certificates, only when the connection inside them is made anew.
 
 _CONNECT_TIMEOUT = timedelta(milliseconds=500)
-_TUNNEL_CONNECT_TIMEOUT = timedelta(seconds=1)  # a cold tunnel costs five round trips across regions
+_TUNNEL_CONNECT_TIMEOUT = timedelta(seconds=2)  # a cold tunnel costs five round trips, of up to 300 ms each
 _KEEPALIVE = (5000, 2000)  # ms; finds a pod that vanished without a word
 _CACHED = 16384  # services times localities of one control plane; beyond that, compilation only becomes slower
 
