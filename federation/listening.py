@@ -106,9 +106,10 @@ class _Session:
         call: Call = method()
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._read(call))
                 tasks.create_task(self._write(call))
                 tasks.create_task(self._keep_all())
+                # Not a task of its own: see `propagate_cancellation` about groups that only wait for their tasks.
+                await self._read(call)
         finally:
             call.cancel()
 
