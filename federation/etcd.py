@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from grpc import aio
+from msgspec import structs
 
 from federation.etcd_api import etcd_rpc_pb2 as rpc
 from federation.etcd_connection import (
@@ -190,25 +191,30 @@ class EtcdClient:
         out and never raised. Wrap it in `contextlib.aclosing`.
         """
         position: Position | None = None
-        failures, is_interrupted = 0, False
+        failures, is_interrupted, must_list = 0, False, False
         while True:
             try:
-                listing, start = (None, position) if position else await self._list(prefix)
+                if position is None:
+                    listing, start = await self._list(prefix)
+                elif must_list:
+                    listing, start = await self._list_again(prefix, position)
+                else:
+                    listing, start = None, position
                 async with self._watch(prefix, start) as (server, call):
-                    if position and not await self._still_holds(position.anchor):
+                    if listing is None and not await self._stands(start.anchor):
                         raise _HistoryChanged
                     if is_interrupted:
                         log.info("etcd watch goes on", extra={"prefix": prefix})
-                    failures, is_interrupted = 0, False
+                    failures, is_interrupted, must_list = 0, False, False
                     position = start
-                    if listing:
+                    if listing is not None:
                         yield listing
                     while True:
                         for change in await self._changes(server, call):
                             position = position.after(change)
                             yield change
             except _HistoryChanged:
-                position = None
+                must_list = True
             except EtcdError as error:
                 if not is_interrupted:
                     log.warning("etcd watch interrupted", extra={"prefix": prefix, "reason": str(error)})
@@ -246,15 +252,15 @@ class EtcdClient:
             answer = _watched(await call.read())
         return [event(message) for message in answer.events]
 
-    async def _still_holds(self, anchor: KeyValue | None) -> bool:
-        """Says whether `anchor` certainly stands in etcd's history, at its revision and as it was seen."""
+    async def _stands(self, anchor: KeyValue | None) -> bool | None:
+        """Says whether `anchor` stands in etcd's history, at its revision and as it was seen; None: cannot be told."""
         if anchor is None:
-            return False
+            return None
         request = rpc.RangeRequest(key=encode_key(anchor.key), revision=anchor.mod_revision)
         try:
             answer = await self._range(request)
         except EtcdRefused:  # that revision is compacted, or still to come
-            return False
+            return None
         return [key_value(found) for found in answer.kvs] == [anchor]
 
     async def _list(self, prefix: str) -> tuple[Listing, Position]:
@@ -262,6 +268,13 @@ class EtcdClient:
         answer = await self._range(rpc.RangeRequest(key=first, range_end=end))
         items = tuple(key_value(found) for found in answer.kvs)
         return Listing(answer.header.revision, items), Position.at(answer.header, items)
+
+    async def _list_again(self, prefix: str, position: Position) -> tuple[Listing, Position]:
+        """Lists for one who was at `position`, and says what has become of the history up to there."""
+        listing, start = await self._list(prefix)
+        is_other_history = start.cluster != position.cluster or start.revision < position.revision
+        is_loss = is_other_history or await self._stands(position.anchor) is False
+        return structs.replace(listing, is_after_loss=is_loss), start
 
     async def _range(self, request: rpc.RangeRequest) -> rpc.RangeResponse:
         for _ in range(1, len(self._connection)):  # asking twice does no harm: ask each member

@@ -27,10 +27,15 @@ class KeyValue(msgspec.Struct, frozen=True):
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """All keys under a prefix at one revision, in the order of their names."""
+    """All keys under a prefix at one revision, in the order of their names.
+
+    `is_after_loss` says that etcd certainly lost writes which a follower was told of: nobody deleted what is missing,
+    and whoever wrote it should write it again.
+    """
 
     revision: int
     items: tuple[KeyValue, ...]
+    is_after_loss: bool = False
 
 
 class Event(msgspec.Struct, frozen=True):

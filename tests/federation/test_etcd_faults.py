@@ -52,6 +52,10 @@ class Follower:
             assert self.state == expected
 
     @property
+    def losses(self) -> int:
+        return sum(isinstance(change, Listing) and change.is_after_loss for change in self.told)
+
+    @property
     def listings(self) -> int:
         return sum(isinstance(change, Listing) for change in self.told)
 
@@ -156,6 +160,7 @@ async def test_a_killed_etcd_is_followed_again(etcd: Etcd, writer: EtcdClient) -
             await etcd.restart()
             await put(writer, "/a/x", value)
             await follower.until_state({"/a/x": value})
+    assert follower.losses == 0
 
 
 async def test_an_outage_is_told_once_in_the_log(
@@ -229,6 +234,7 @@ async def test_after_a_compaction_while_away_all_is_listed_again(
         await relay.open()
         await follower.until_state({"/a/stays": b"1", "/a/new": b"1"})
     assert isinstance(follower.told[-1], Listing)
+    assert follower.losses == 0
 
 
 async def test_a_compaction_does_not_disturb_one_who_is_up_to_date(etcd: Etcd, writer: EtcdClient) -> None:
@@ -246,6 +252,7 @@ async def test_an_etcd_that_came_back_empty_is_told_as_an_empty_listing(etcd: Et
         etcd.wipe()
         await etcd.start()
         await follower.until_state({})
+        assert follower.losses == 1
         await put(writer, "/a/y", b"2")
         await follower.until_state({"/a/y": b"2"})
 
@@ -265,7 +272,7 @@ async def test_another_history_of_the_same_length_is_not_taken_for_ours(
             await put(writer, f"/a/new-{index}")
         await relay.open()
         await follower.until_state({f"/a/new-{index}": b"" for index in range(10)})
-    assert follower.listings == 2
+    assert (follower.listings, follower.losses) == (2, 1)
 
 
 async def test_acknowledged_writes_that_etcd_lost_are_forgotten(
@@ -289,6 +296,7 @@ async def test_acknowledged_writes_that_etcd_lost_are_forgotten(
             await put(writer, f"/a/new-{index}")
         await relay.open()
         await follower.until_state({"/a/safe": b""} | {f"/a/new-{index}": b"" for index in range(10)})
+    assert follower.losses == 1
 
 
 async def test_lost_revisions_are_noticed_even_when_the_last_write_was_repeated_in_its_place(
