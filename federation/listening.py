@@ -1,4 +1,4 @@
-"""One stream to one peer, through one of its gateways, until it ends, falls silent or has lived long enough.
+"""One stream to one peer, through one of its gateways, until it ends or falls silent.
 
 Three tasks: one reads (so that signs of life are never held up by etcd), one keeps what came, one writes the answers.
 """
@@ -12,6 +12,7 @@ import grpc
 from envoy.config.core.v3.base_pb2 import Node
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
+from federation.etcd import EtcdRefused, EtcdUnavailable
 from federation.freshness import STALE_AFTER
 from federation.model import GatewayAddress
 from federation.offer import FEDERATION_METHOD, FEDERATION_SERVICE
@@ -30,10 +31,6 @@ _CLOSE_TIMEOUT = timedelta(seconds=1)
 Call = grpc.aio.StreamStreamCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]
 Keep = Callable[[Received], Awaitable[str]]
 """Takes what came; returns why it is refused, or nothing."""
-
-
-class StreamEnded(Exception):
-    """There is no stream to the peer (any more); the message says why."""
 
 
 def open_channel(gateway: GatewayAddress, *, server_name: str, svid: X509Svid, trust_bundle: bytes) -> grpc.aio.Channel:
@@ -65,99 +62,115 @@ async def listen(
     held: Mapping[TypeUrl, Mapping[str, str]],
     on_sign: Callable[[], None],
     keep: Keep,
-    lifetime: timedelta,
-) -> None:
-    """Listens until the stream ends; closes the channel. Raises StreamEnded, and whatever `keep` raises.
+    ends: Callable[[], Awaitable[str]],
+) -> str:
+    """Listens until the stream ends, returns why it did and closes the channel.
 
-    `held` are the versions that we have, by type and name; `on_sign` is called at each sign of life. Returns after
-    `lifetime`, so that the next connection is made with a newer certificate.
+    `held` are the versions that we have, by type and name; `on_sign` is called at each sign of life; what `keep` raises
+    is raised, but for an etcd that is away, which ends the stream. So does `ends` when it returns, with its reason.
     """
-    session = _Session(on_sign, keep)
+    method = channel.stream_stream(
+        f"/{FEDERATION_SERVICE}/{FEDERATION_METHOD}",
+        request_serializer=DeltaDiscoveryRequest.SerializeToString,
+        response_deserializer=DeltaDiscoveryResponse.FromString,
+    )
+    call: Call = method()
+    session = _Session(call, on_sign, keep)
+    session.open(node, held)
     try:
-        async with asyncio.timeout(lifetime.total_seconds()) as life:
-            await session.run(channel, node, held)
-    except TimeoutError:
-        if not life.expired():
-            raise
+        async with asyncio.TaskGroup() as tasks:
+            # That a stream ends is no error: each part returns why. Errors would hide a cancellation that comes at the
+            # same moment (a TaskGroup of Python 3.11 then raises the errors alone), and this task would never end.
+            parts = [
+                tasks.create_task(part) for part in (session.read(), session.write(), session.keep_all(), _await(ends))
+            ]
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in parts:
+                part.cancel()
+        return "; ".join(part.result() for part in done)
     finally:
+        call.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_TIMEOUT.total_seconds()):
                 await channel.close()
 
 
-class _Session:
-    """The queues between the three tasks of one stream."""
+async def _await(ends: Callable[[], Awaitable[str]]) -> str:
+    return await ends()
 
-    def __init__(self, on_sign: Callable[[], None], keep: Keep) -> None:
+
+class _Session:
+    """What the three tasks of one stream share. Each runs until the stream ends, and returns why."""
+
+    def __init__(self, call: Call, on_sign: Callable[[], None], keep: Keep) -> None:
+        self._call = call
         self._on_sign = on_sign
         self._keep = keep
         self._client = DeltaClient(TYPES)
         self._incoming: asyncio.Queue[Received] = asyncio.Queue(_MOST_WAITING)
         self._outgoing: asyncio.Queue[DeltaDiscoveryRequest] = asyncio.Queue()
+        self._rest: list[DeltaDiscoveryRequest] = []
 
-    async def run(self, channel: grpc.aio.Channel, node: Node, held: Mapping[TypeUrl, Mapping[str, str]]) -> None:
-        for request in self._client.open(held, node):
-            self._outgoing.put_nowait(request)
-        method = channel.stream_stream(
-            f"/{FEDERATION_SERVICE}/{FEDERATION_METHOD}",
-            request_serializer=DeltaDiscoveryRequest.SerializeToString,
-            response_deserializer=DeltaDiscoveryResponse.FromString,
-        )
-        call: Call = method()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._write(call))
-                tasks.create_task(self._keep_all())
-                # Not a task of its own: see `propagate_cancellation` about groups that only wait for their tasks.
-                await self._read(call)
-        finally:
-            call.cancel()
+    def open(self, node: Node, held: Mapping[TypeUrl, Mapping[str, str]]) -> None:
+        first, *self._rest = self._client.open(held, node)
+        self._outgoing.put_nowait(first)
 
-    async def _read(self, call: Call) -> None:
+    async def read(self) -> str:
         while True:
             try:
                 async with asyncio.timeout(STALE_AFTER.total_seconds()):
-                    response = await call.read()
-                if response is grpc.aio.EOF:
-                    raise StreamEnded(f"ended by the peer: {await _reason(call)}")
-                self._on_sign()
+                    response = await self._call.read()
+            except TimeoutError:
+                return f"silent for {STALE_AFTER.total_seconds():g} s"
+            except grpc.aio.AioRpcError as error:
+                return _say(error.code(), error.details())
+            if not isinstance(response, DeltaDiscoveryResponse):
+                return f"ended by the peer: {await self._status()}"
+            self._on_sign()
+            # Not before: a peer that refuses us does so at the first request, and gRPC forgets what it said when
+            # another one is written to a stream that it has ended.
+            while self._rest:
+                self._outgoing.put_nowait(self._rest.pop(0))
+            try:
                 received = self._client.receive(response)
                 if received.type_url is TypeUrl.BEAT:
                     self._outgoing.put_nowait(self._client.acknowledge(received))
                 else:
                     self._incoming.put_nowait(received)
-            except TimeoutError as error:
-                raise StreamEnded(f"silent for {STALE_AFTER.total_seconds():g} s") from error
-            except grpc.aio.AioRpcError as error:
-                raise StreamEnded(_say(error.code(), error.details())) from error
             except InvalidResponse as error:
-                raise StreamEnded(f"not understood: {error}") from error
-            except asyncio.QueueFull as error:
-                raise StreamEnded("the peer sends without waiting for answers") from error
+                return f"not understood: {error}"
+            except asyncio.QueueFull:
+                return "the peer sends without waiting for answers"
 
-    async def _keep_all(self) -> None:
+    async def keep_all(self) -> str:
         while True:
             received = await self._incoming.get()
-            refusal = await self._keep(received)
+            try:
+                refusal = await self._keep(received)
+            except (EtcdUnavailable, EtcdRefused) as error:
+                return str(error)
             answer = self._client.reject(received, refusal) if refusal else self._client.acknowledge(received)
             self._outgoing.put_nowait(answer)
 
-    async def _write(self, call: Call) -> None:
+    async def write(self) -> str:
         while True:
             request = await self._outgoing.get()
             try:
                 async with asyncio.timeout(STALE_AFTER.total_seconds()):
-                    await call.write(request)
-            except TimeoutError as error:
-                raise StreamEnded(f"takes nothing for {STALE_AFTER.total_seconds():g} s") from error
+                    await self._call.write(request)
+            except TimeoutError:
+                return f"takes nothing for {STALE_AFTER.total_seconds():g} s"
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # the stream is over, and the reader says why
+                return "the connection broke"
 
-
-async def _reason(call: Call) -> str:
-    async with asyncio.timeout(STALE_AFTER.total_seconds()):
-        return _say(await call.code(), await call.details())
+    async def _status(self) -> str:
+        try:
+            async with asyncio.timeout(STALE_AFTER.total_seconds()):
+                return _say(await self._call.code(), await self._call.details())
+        except TimeoutError:
+            return "without a status"
 
 
 def _say(code: grpc.StatusCode, details: str | None) -> str:
-    return f"{code.name.lower().replace('_', ' ')}: {details}" if details else code.name.lower().replace("_", " ")
+    name = code.name.lower().replace("_", " ")
+    return f"{name}: {details}" if details else name

@@ -162,8 +162,9 @@ class Offer:
         self._resources_news.tell()
 
     async def _serve(self, context: ServicerContext) -> None:
-        peer = self._identify(context)
+        # Read before refusing: who is refused while it still writes is not told why (gRPC).
         first = await read_first(context)
+        peer = self._identify(context)
         self._introduce(peer, first.node)
         stream = DeltaStream(Order.NONE)
         self._listeners[stream] = (peer, datetime.now(UTC))

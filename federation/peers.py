@@ -6,7 +6,7 @@ differences after a reconnect. What cannot be believed is refused with a reason 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import uniform
@@ -15,12 +15,11 @@ import msgspec
 from envoy.config.core.v3.base_pb2 import Node
 
 from federation import exports, names
-from federation.cancellation import propagate_cancellation
 from federation.election import Leadership
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
 from federation.exports import Malformed
 from federation.freshness import is_worth_telling, judge
-from federation.listening import StreamEnded, listen, open_channel
+from federation.listening import listen, open_channel
 from federation.model import ClusterSettings, Freshness, GatewayAddress, Liveness, MemberCluster
 from federation.news import News
 from federation.offer import INTRODUCTION
@@ -151,9 +150,8 @@ class Peers:
         return self._settings.peer_gateways.get(peer) or (member.gateways if member else ())
 
     async def _listen(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> str:
-        """Listens until the stream ends and returns why it did; empty when it had lived long enough."""
+        """Listens until the stream ends and returns why it did; empty when only a newer certificate is due."""
         assert hearing.gateway is not None
-        problem = ""
 
         async def keep(received: Received) -> str:
             return await self._keep(peer, received, hearing=hearing, leadership=leadership)
@@ -163,30 +161,34 @@ class Peers:
             hearing.problem = ""
             hearing.news.tell()
 
+        losses = self._replica.losses
         try:
             held = await self._held(peer)
             svid = self._identity()
-            channel = open_channel(
-                hearing.gateway,
-                server_name=control_dns_name(peer, self._settings.domain),
-                svid=svid,
-                trust_bundle=self._trust_bundle(),
-            )
-            lifetime = max(svid.renew_at - datetime.now(UTC), _SHORTEST_LIFE)
-            async with asyncio.TaskGroup() as tasks:
-                sentry = tasks.create_task(self._end_when_etcd_loses(self._replica.losses))
-                await listen(channel, node=self._node(), held=held, on_sign=heard, keep=keep, lifetime=lifetime)
-                sentry.cancel()
-        except* (StreamEnded, EtcdUnavailable, EtcdRefused, IssuanceRefused) as group:
-            problem = "; ".join(dict.fromkeys(str(error) for error in _leaves(group)))
-        propagate_cancellation()
-        return problem
+        except (EtcdUnavailable, EtcdRefused, IssuanceRefused) as error:
+            return str(error)
 
-    async def _end_when_etcd_loses(self, losses: int) -> None:
-        """Ends the stream when etcd lost records: the next one begins with the versions that are really held."""
-        while self._replica.losses == losses:
-            await self._replica.news.wait_newer(self._replica.news.count)
-        raise StreamEnded("etcd lost data, asking again for what it holds no more")
+        async def ends() -> str:
+            lifetime = max(svid.renew_at - datetime.now(UTC), _SHORTEST_LIFE)
+            return await self._reason_to_begin_anew(losses, lifetime)
+
+        channel = open_channel(
+            hearing.gateway,
+            server_name=control_dns_name(peer, self._settings.domain),
+            svid=svid,
+            trust_bundle=self._trust_bundle(),
+        )
+        return await listen(channel, node=self._node(), held=held, on_sign=heard, keep=keep, ends=ends)
+
+    async def _reason_to_begin_anew(self, losses: int, lifetime: timedelta) -> str:
+        """Waits until etcd lost records (then not all is held that the peer believes), or until a time has passed."""
+        try:
+            async with asyncio.timeout(lifetime.total_seconds()):
+                while self._replica.losses == losses:
+                    await self._replica.news.wait_newer(self._replica.news.count)
+        except TimeoutError:
+            return ""
+        return "etcd lost data"
 
     def _node(self) -> Node:
         node = Node(id=self._settings.name)
@@ -312,11 +314,3 @@ def _back_off(failures: int) -> timedelta:
     """Returns the wait before the next attempt, with jitter: the members of a mesh do not come back in step."""
     longest: timedelta = min(_MAX_BACK_OFF, _FIRST_BACK_OFF * 2 ** min(failures, 10))
     return timedelta(seconds=uniform(0.5, 1.0) * longest.total_seconds())  # noqa: S311 - no secret
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error

@@ -1,0 +1,277 @@
+"""Whom a cluster talks to and what it believes: real handshakes, and peers that lie."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import msgspec
+import pytest
+from envoy.config.core.v3.base_pb2 import Node
+
+from federation import exports, names
+from federation.exports import Beat
+from federation.listening import listen, open_channel
+from federation.model import (
+    FEDERATION_PORT,
+    Endpoint,
+    ExportedService,
+    GatewayAddress,
+    Locality,
+    MemberCluster,
+    NetworkName,
+    Protocol,
+    ServiceKey,
+    ServicePort,
+)
+from federation.news import News
+from federation.offer import FEDERATION_METHOD, FEDERATION_SERVICE, INTRODUCTION
+from federation.xds.client import Received
+from federation.xds.protocol import DeltaStream, Order
+from federation.xds.resources import Resource, ResourceSet, TypeUrl, make_resource
+from federation.xds.server import ServicerContext, delta_handler, read_first, serve_stream
+from tests.support.federation import (
+    CART,
+    SHOP,
+    ClusterUnderTest,
+    eventually,
+    exported_service,
+    pod,
+    serve,
+    start_cluster,
+)
+from tests.support.trust import DOMAIN, EAST, WEST, make_authorities
+from trust.authority import Intermediate
+from trust.certificates import certificate_pem, key_pem, make_leaf, new_key
+from trust.issuance import Issuer, X509Svid
+from trust.spiffe import (
+    CONTROL_ACCOUNT,
+    ClusterName,
+    Identity,
+    ServiceAccount,
+    control_dns_name,
+    control_identity,
+    gateway_identity,
+)
+
+SOUTH = ClusterName("south")
+_DEADLINE = 20  # seconds
+
+
+Authorities = Mapping[ClusterName, Intermediate]
+
+
+@pytest.fixture
+def authorities() -> Authorities:
+    return make_authorities(EAST, WEST, SOUTH, now=datetime.now(UTC))
+
+
+@pytest.fixture
+async def east(tmp_path: Path, authorities: Authorities) -> AsyncIterator[ClusterUnderTest]:
+    async with start_cluster(tmp_path, Issuer(authorities[EAST])) as cluster:
+        yield cluster
+
+
+def issue(authorities: Authorities, whose: Identity) -> X509Svid:
+    return Issuer(authorities[whose.cluster]).issue(whose, now=datetime.now(UTC))
+
+
+def forge(authorities: Authorities, whose: Identity, *, signed_by: ClusterName) -> X509Svid:
+    """Returns a certificate that another cluster's authority signed although it may not."""
+    thief, key, now = authorities[signed_by], new_key(), datetime.now(UTC)
+    leaf = make_leaf(
+        thief.certificate,
+        thief.key,
+        public_key=key.public_key(),
+        identity=whose,
+        domain=DOMAIN,
+        extra_dns=(control_dns_name(whose.cluster, DOMAIN),),
+        now=now,
+        lifetime=timedelta(hours=1),
+    )
+    chain = certificate_pem(leaf) + certificate_pem(thief.certificate)
+    return msgspec.structs.replace(issue(authorities, whose), certificate_chain_pem=chain, key_pem=key_pem(key))
+
+
+class LyingPeer:
+    """A control plane of west that says whatever it is told to say."""
+
+    def __init__(self) -> None:
+        self.says: ResourceSet = {}
+        self.news = News()
+        self.streams: list[DeltaStream] = []
+
+    @property
+    def handler(self) -> grpc.GenericRpcHandler:
+        return delta_handler(FEDERATION_SERVICE, FEDERATION_METHOD, self._serve)
+
+    def say(self, *, exported: Mapping[str, bytes], members: Mapping[str, bytes], beat: int = 1) -> None:
+        self.says = {
+            TypeUrl.EXPORT: _resources(exported),
+            TypeUrl.MEMBER: _resources(members),
+            TypeUrl.BEAT: _resources({WEST: exports.encode(Beat(WEST, beat))}),
+        }
+        self.news.tell()
+
+    def refused(self) -> set[str]:
+        return {name for stream in self.streams for _, name in stream.rejections}
+
+    async def _serve(self, context: ServicerContext) -> None:
+        stream = DeltaStream(Order.NONE)
+        self.streams.append(stream)
+        await serve_stream(context, await read_first(context), stream=stream, feed=self._feed())
+
+    async def _feed(self) -> AsyncIterator[ResourceSet]:
+        while True:
+            seen = self.news.count
+            yield self.says
+            await self.news.wait_newer(seen)
+
+
+def _resources(bodies: Mapping[str, bytes]) -> Mapping[str, Resource]:
+    return {name: make_resource(name, body) for name, body in bodies.items()}
+
+
+async def start_liar(
+    stack: AsyncExitStack, authorities: Authorities, svid: X509Svid
+) -> tuple[LyingPeer, MemberCluster]:
+    """Serves lies with the certificate `svid`, and returns what a newcomer would be told of west."""
+    address = f"127.107.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+    liar = LyingPeer()
+    await stack.enter_async_context(
+        serve((address, FEDERATION_PORT), liar.handler, svid, issuer=Issuer(authorities[WEST]))
+    )
+    return liar, MemberCluster(WEST, NetworkName("west"), "us", (GatewayAddress(address, FEDERATION_PORT),))
+
+
+def truth(name: str = "cart", *, cluster: ClusterName = WEST, address: str = "10.0.0.2") -> bytes:
+    return exports.encode(
+        ExportedService(
+            cluster=cluster,
+            key=ServiceKey(SHOP, name),
+            ports=(ServicePort(80, Protocol.HTTP),),
+            endpoints=(Endpoint(address, "cart-2", ServiceAccount("cart"), Locality("us", "a")),),
+            changed_at=datetime.now(UTC),
+        )
+    )
+
+
+async def test_lies_are_refused_and_shown_and_the_truth_beside_them_is_kept(
+    east: ClusterUnderTest, authorities: Authorities
+) -> None:
+    async with AsyncExitStack() as stack:
+        liar, west = await start_liar(stack, authorities, issue(authorities, control_identity(WEST)))
+        control = await stack.enter_async_context(east.control(*exported_service()))
+        lies = {
+            "shop/pay": truth("pay", cluster=SOUTH),
+            "shop/torn": truth("torn")[:-9],
+            "shop/moved": truth("elsewhere"),
+            "shop/nowhere": truth("nowhere", address="cart.example"),
+        }
+        members = {"west": exports.encode(west), "south": exports.encode(west)}
+        liar.say(exported={"shop/cart": truth(), **lies}, members=members)
+        await control.introduce(west)
+        await eventually(lambda: control.addresses(WEST) == ["10.0.0.2"] and control.is_live(WEST))
+        await eventually(lambda: liar.refused() == {*lies, "south"})
+        rejected = {rejection.resource: rejection.message for rejection in control.peer(WEST).rejections}
+        assert rejected.keys() == {"Member south", *(f"Export {name}" for name in lies)}
+        assert "may not offer services of south" in rejected["Export shop/pay"]
+        assert control.picture.imports.keys() == {(WEST, CART)}
+        assert control.picture.members.keys() == {EAST, WEST}
+        liar.say(exported={"shop/cart": b"nonsense", "shop/pay": truth("pay")}, members=members)
+        await eventually(lambda: control.addresses(WEST, ServiceKey(SHOP, "pay")) == ["10.0.0.2"])
+        await eventually(lambda: "shop/cart" in liar.refused())
+        assert control.addresses(WEST) == ["10.0.0.2"], "the last good offer stays in force"
+        await eventually(
+            lambda: (
+                {rejection.resource for rejection in control.peer(WEST).rejections}
+                == {"Member south", "Export shop/cart"}
+            )
+        )
+
+
+async def test_removals_reach_only_what_the_peer_itself_offers(
+    east: ClusterUnderTest, authorities: Authorities
+) -> None:
+    async with AsyncExitStack() as stack:
+        liar, west = await start_liar(stack, authorities, issue(authorities, control_identity(WEST)))
+        control = await stack.enter_async_context(east.control(*exported_service()))
+        await control.client.put(names.export_key(SOUTH, CART), truth(cluster=SOUTH))
+        members = {"west": exports.encode(west)}
+        south = msgspec.structs.replace(west, name=SOUTH, gateways=())
+        liar.say(exported={"shop/cart": truth()}, members=members | {"south": exports.encode(south)})
+        await control.introduce(west)
+        await eventually(lambda: control.addresses(WEST) == ["10.0.0.2"] and SOUTH in control.picture.members)
+        liar.say(exported={}, members=members)
+        await eventually(lambda: not control.addresses(WEST))
+        assert control.addresses(SOUTH) == ["10.0.0.2"]
+        assert control.picture.members[SOUTH].introduced_by == "west", "nobody is forgotten on another's word"
+
+
+@pytest.mark.parametrize("who", ["another cluster", "a workload", "a stranger", "forged"])
+async def test_nobody_but_the_control_plane_of_a_peer_is_listened_to(
+    east: ClusterUnderTest, authorities: Authorities, who: str
+) -> None:
+    match who:
+        case "another cluster":
+            svid = issue(authorities, control_identity(SOUTH))
+        case "a workload":
+            svid = issue(authorities, Identity(WEST, SHOP, CONTROL_ACCOUNT))
+        case "a stranger":
+            svid = issue(make_authorities(WEST, now=datetime.now(UTC)), control_identity(WEST))
+        case _:
+            svid = forge(authorities, control_identity(WEST), signed_by=SOUTH)
+    async with AsyncExitStack() as stack:
+        liar, west = await start_liar(stack, authorities, svid)
+        liar.say(exported={"shop/cart": truth()}, members={})
+        control = await stack.enter_async_context(east.control(*exported_service()))
+        await control.introduce(west)
+        await eventually(lambda: bool(control.peers.status()) and bool(control.peer(WEST).problem))
+        assert control.peer(WEST).heard is None
+        assert control.peer(WEST).via == ""
+        assert not liar.streams
+        assert not control.picture.imports
+
+
+async def test_only_control_planes_of_other_clusters_are_served(
+    east: ClusterUnderTest, authorities: Authorities
+) -> None:
+    west = MemberCluster(WEST, NetworkName("west"), "us", ())
+    strangers = make_authorities(WEST, now=datetime.now(UTC))
+    async with east.control(*exported_service(), pod("cart-1")) as control:
+        for svid, answer in (
+            (issue(authorities, Identity(WEST, SHOP, ServiceAccount("cart"))), "no control plane"),
+            (issue(authorities, gateway_identity(WEST)), "no control plane"),
+            (issue(authorities, control_identity(EAST)), "east itself"),
+            (issue(strangers, control_identity(WEST)), "unavailable"),
+            (forge(authorities, control_identity(WEST), signed_by=SOUTH), "unavailable"),
+        ):
+            assert answer in await call(east, svid, west)
+        svid = issue(authorities, control_identity(WEST))
+        assert "cannot be believed" in await call(east, svid, msgspec.structs.replace(west, name=SOUTH))
+        assert control.picture.members.keys() <= {EAST}
+        assert not control.offer.listeners()
+
+
+async def call(east: ClusterUnderTest, svid: X509Svid, introduction: MemberCluster) -> str:
+    """Calls east as whoever `svid` says and returns why it was refused; fails when it was served."""
+    channel = open_channel(
+        GatewayAddress(east.address, FEDERATION_PORT),
+        server_name=control_dns_name(EAST, DOMAIN),
+        svid=svid,
+        trust_bundle=east.issuer.trust_bundle_pem,
+    )
+    node = Node(id="west")
+    node.metadata.update({INTRODUCTION: exports.encode(introduction).decode()})
+
+    async def keep(received: Received) -> str:
+        raise AssertionError(f"served {received}")
+
+    async def ends() -> str:
+        await asyncio.sleep(_DEADLINE)
+        return "neither served nor refused"
+
+    return await listen(channel, node=node, held={}, on_sign=lambda: pytest.fail("served"), keep=keep, ends=ends)
