@@ -157,6 +157,9 @@ def _render_clusters(answer: Sequence[ClusterReport], now: datetime) -> list[Ren
     ]
     columns = ["CLUSTER", "NETWORK", "CLOUD", "REGION", "ZONES", "GATEWAYS", "STATE", "HEARD", "EXPORTS", "INTRODUCED"]
     shown: list[RenderableType] = [table(columns, rows)]
+    problems = [(member.name, member.problem) for member in answer if member.problem]
+    if problems:
+        shown += ["", table(["CLUSTER", "NOT HEARD BECAUSE"], problems)]
     refused = [(member.name, reason) for member in answer for reason in member.rejected]
     if refused:
         shown += ["", table(["CLUSTER", "REFUSED FROM IT"], refused)]

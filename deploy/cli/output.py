@@ -16,7 +16,7 @@ from rich.table import Table
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
-_WIDTH_OF_A_PIPE = 160  # columns: rich would take 80 when stdout is no terminal and cut names in two
+_WIDTH_OF_A_PIPE = 10_000  # columns: rich would take 80 when stdout is no terminal, and cut names in two
 
 
 class CommandFailed(Exception):

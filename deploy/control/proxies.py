@@ -4,8 +4,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-import grpc
-
 from federation.etcd import EtcdClient, EtcdError
 from federation.exports import offered
 from federation.model import (
@@ -24,7 +22,7 @@ from federation.snapshot import Snapshot
 from federation.view import InboundPort, inbound_ports, resolve
 from federation.xds.ads import ProxyNode
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
-from federation.xds.server import Refused, Unauthenticated
+from federation.xds.server import Refused, Unauthenticated, Unavailable
 from gateway.eastwest import compile_gateway
 from sidecar.inbound import compile_inbound
 from sidecar.outbound import compile_outbound, outbound_listeners
@@ -33,13 +31,8 @@ from trust.spiffe import ClusterName, Identity, gateway_identity
 
 log = logging.getLogger(__name__)
 
+_REMEMBERED_REFUSALS = 256  # strangers may invent names without end
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class NotNow(Refused):
-    """Nobody can say now who the other side is: it should come back."""
-
-    code = grpc.StatusCode.UNAVAILABLE
 
 
 class Admissions:
@@ -50,9 +43,17 @@ class Admissions:
         self._etcd = etcd
         # Good tokens by digest: while etcd is away, whoever was known comes back all the same.
         self._known: dict[str, TokenRecord] = {}
+        self._refused: dict[str, str] = {}
 
     async def admit(self, node: ProxyNode, token: str) -> Identity:
-        """Returns whom the token speaks for; raises Refused, Unauthenticated or NotNow."""
+        """Returns whom the token speaks for; raises Refused, Unauthenticated or Unavailable."""
+        try:
+            return await self._admit(node, token)
+        except Refused as error:
+            self._tell_once(node, str(error))
+            raise
+
+    async def _admit(self, node: ProxyNode, token: str) -> Identity:
         cluster, name = self._parse(node)
         try:
             record = check(await self._record(digest(token)), now=datetime.now(UTC))
@@ -67,7 +68,17 @@ class Admissions:
                 raise Refused(f"the token of {record.role} {record.namespace}/{record.account} is not for {node.id}")
 
     def scope(self, snapshot: Snapshot, node: ProxyNode, identity: Identity) -> ProxyScope | None:
-        """Returns the scope of a proxy; None for a sidecar whose pod the picture does not hold."""
+        """Returns the scope of a proxy; None for a sidecar whose pod the picture does not hold. Raises Refused."""
+        try:
+            scope = self._scope(snapshot, node, identity)
+        except Refused as error:
+            self._tell_once(node, str(error))
+            raise
+        if scope is not None:
+            self._refused.pop(node.id, None)
+        return scope
+
+    def _scope(self, snapshot: Snapshot, node: ProxyNode, identity: Identity) -> ProxyScope | None:
         cluster, name = self._parse(node)
         match name:
             case PodKey():
@@ -94,13 +105,21 @@ class Admissions:
             raise Refused(f"{node.id} is a proxy of cluster {parsed[0]}, and this is {self._settings.name}")
         return parsed
 
+    def _tell_once(self, node: ProxyNode, reason: str) -> None:
+        """Logs a refusal, and not again at every retry."""
+        if self._refused.get(node.id) != reason:
+            if len(self._refused) >= _REMEMBERED_REFUSALS:
+                self._refused.clear()
+            self._refused[node.id] = reason
+            log.warning("proxy refused", extra={"node": node.id, "reason": reason})
+
     async def _record(self, key: str) -> TokenRecord | None:
         try:
             found = await self._etcd.get(token_key(key))
         except EtcdError as error:
             if key in self._known:
                 return self._known[key]
-            raise NotNow("etcd does not answer: join tokens cannot be checked") from error
+            raise Unavailable("etcd does not answer: join tokens cannot be checked") from error
         if found is None:
             self._known.pop(key, None)
             return None

@@ -15,6 +15,7 @@ from federation.model import Liveness
 from tests.support.control import (
     DOMAIN,
     PATIENCE,
+    Control,
     export,
     free_address,
     isthmus,
@@ -27,6 +28,7 @@ from tests.support.control import (
     until,
     write_contexts,
 )
+from tests.support.envoy import eventually
 from trust.authority import Root
 from trust.spiffe import MeshDomain
 
@@ -66,6 +68,12 @@ async def call_until(proxy: str, url: str, right: Callable[[int, Any], bool]) ->
         await asyncio.sleep(0.02)
 
 
+async def metrics(control: Control) -> str:
+    """Scrapes a control plane."""
+    async with aiohttp.ClientSession() as session, session.get(f"{control.context['admin']}/metrics") as response:
+        return await response.text()
+
+
 async def test_a_sidecar_whose_pod_comes_from_a_manifests_folder_is_served(
     tmp_path: Path, root: Root, stack: AsyncExitStack
 ) -> None:
@@ -90,10 +98,10 @@ async def test_a_sidecar_whose_pod_comes_from_a_manifests_folder_is_served(
         assert [one.node for one in both] == ["east/shop/cart-1", "east/shop/client-1"]
         assert both[0].identity == f"spiffe://east.{DOMAIN}/ns/shop/sa/cart"
         assert (await admin.status()).proxies_in_step == 2
-    async with aiohttp.ClientSession() as session, session.get(f"{east.context['admin']}/metrics") as response:
-        metrics = await response.text()
-    assert 'isthmus_proxies_in_step{role="sidecar"} 2.0' in metrics
-    assert 'isthmus_convergence_seconds_count{scope="local"}' in metrics
+    assert 'isthmus_proxies_in_step{role="sidecar"} 2.0' in await metrics(east)
+    east.write("till.yaml", service("till"))
+    await call_until(client, "http://till.shop", lambda status, _: status == 503)
+    await until(lambda: metrics(east), lambda text: 'isthmus_convergence_seconds_count{scope="local"}' in text)
 
     # a broken object is shown with its line and disturbs nobody
     (east.manifests / "broken.yaml").write_text(
@@ -125,10 +133,12 @@ async def test_a_proxy_without_a_right_token_is_told_nothing(tmp_path: Path, roo
     envoy = await stack.enter_async_context(
         start_proxy(east, root, "east/shop/cart-1", address=address, account="client")
     )
-    await envoy.wait_stat("cluster.xds.upstream_rq_total", lambda tries: tries >= 2)
+    await eventually(lambda: "proxy refused" in east.log, "the proxy is refused")
+    await envoy.wait_stat("cluster.xds.upstream_rq_total", lambda tries: tries >= 3)
     async with east.client() as admin:
         assert await admin.proxies() == ()
     assert not (await envoy.get("/ready")).startswith("LIVE")
+    assert east.log.count("proxy refused") == 1
 
 
 async def test_two_clusters_exchange_exports_and_calls_cross_over(
@@ -173,8 +183,7 @@ async def test_two_clusters_exchange_exports_and_calls_cross_over(
         west.write("cart-2.yaml", pod("cart-2", "cart", carts[1]))
         await until(at_east.services, lambda found: found[0].places[0].endpoints == 2)
         await call_until(client, url, lambda _, answer: answer["name"] == "cart-2")
-        async with aiohttp.ClientSession() as session, session.get(f"{east.context['admin']}/metrics") as response:
-            assert 'isthmus_convergence_seconds_count{scope="remote"}' in await response.text()
+        await until(lambda: metrics(east), lambda text: 'isthmus_convergence_seconds_count{scope="remote"}' in text)
 
         # the control plane of west is gone: its endpoints stay, it is shown as stale, and comes back
         await west.kill()

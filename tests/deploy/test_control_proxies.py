@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deploy.control.proxies import Admissions, Compiler, NotNow, merged
+from deploy.control.proxies import Admissions, Compiler, merged
 from federation.etcd import EtcdClient
 from federation.model import (
     Audience,
@@ -28,7 +28,7 @@ from federation.names import token_key
 from federation.snapshot import EMPTY, Change, Section, Snapshot, apply
 from federation.xds.ads import ProxyNode
 from federation.xds.resources import TypeUrl, make_resource
-from federation.xds.server import Refused, Unauthenticated
+from federation.xds.server import Refused, Unauthenticated, Unavailable
 from tests.support.etcd import Etcd, start_etcd
 from trust import attestation
 from trust.attestation import TokenRole
@@ -113,7 +113,7 @@ async def test_known_proxies_come_back_while_etcd_is_away_and_strangers_wait(etc
         await admissions.admit(node("east/shop/cart-1"), known)
         await etcd.kill()
         await admissions.admit(node("east/shop/cart-2"), known)
-        with pytest.raises(NotNow):
+        with pytest.raises(Unavailable):
             await admissions.admit(node("east/shop/cart-3"), stranger)
 
 
