@@ -37,8 +37,9 @@ def compile_outbound(view: MeshView) -> ResourceSet:
     assignments: dict[str, Resource] = {}
     for service in view.services:
         for upstream in compile_upstreams(service, view.domain):
-            clusters[upstream.cluster.name] = upstream.cluster
-            assignments[upstream.endpoints.name] = upstream.endpoints
+            # The first to name a host and port wins, here as in the routes.
+            clusters.setdefault(upstream.cluster.name, upstream.cluster)
+            assignments.setdefault(upstream.endpoints.name, upstream.endpoints)
     services: ResourceSet = {
         TypeUrl.CLUSTER: clusters,
         TypeUrl.ENDPOINTS: assignments,

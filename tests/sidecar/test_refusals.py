@@ -15,8 +15,8 @@ from tests.support.envoy import PATIENCE, start_envoy
 from tests.support.identities import MeshIdentities, identity, tls_client
 from tests.support.running_mesh import run_app
 from tests.support.static_envoy import static_bootstrap
-from tests.support.two_clusters import DOMAIN, STORE_PORT, Member, east_and_west, key
-from trust.spiffe import ClusterName
+from tests.support.two_clusters import DOMAIN, NEAR_STORE_USE, STORE_PORT, Member, east_and_west, key
+from trust.spiffe import ClusterName, Identity
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -115,3 +115,42 @@ async def test_a_name_that_is_not_served_here_is_refused(
 ) -> None:
     context = tls_client(tmp_path, *IDENTITIES.leaf(CLIENT))
     assert await converse(server[1], context, name, HTTP) == b""
+
+
+@pytest.mark.parametrize(
+    ("whose", "signed_by", "is_trusted"),
+    [
+        (identity("east", "server"), "", True),
+        (identity("east", "server"), "west", False),  # the right name, from a cluster that may not give it
+        (identity("east", "other"), "", False),  # a member, but not who stands behind this service
+        (identity("west", "server"), "", False),
+    ],
+)
+async def test_a_caller_speaks_only_to_who_is_expected(
+    tmp_path: Path, whose: Identity, signed_by: str, is_trusted: bool
+) -> None:
+    east, _ = east_and_west("127.105")
+    scope = east.pod_scope("client")
+    config = static_bootstrap(
+        east.sidecar("client"), IDENTITIES.secrets(scope.identity), node="east/shop/client", address=scope.address
+    )
+    chain, private_key = IDENTITIES.leaf(whose, signed_by=signed_by)
+    (tmp_path / "chain.pem").write_bytes(chain)
+    (tmp_path / "key.pem").write_bytes(private_key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "chain.pem", tmp_path / "key.pem")
+
+    async def store(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello\n")
+        writer.close()
+
+    server = east.pod_scope("server-a").address
+    async with (
+        start_envoy(config, folder=tmp_path) as envoy,
+        await asyncio.start_server(store, server, MESH_PORT, ssl=context),
+        asyncio.timeout(PATIENCE),
+    ):
+        await envoy.wait_live()
+        reader, writer = await asyncio.open_connection(scope.address, NEAR_STORE_USE)
+        assert await reader.read() == (b"hello\n" if is_trusted else b"")
+        writer.close()

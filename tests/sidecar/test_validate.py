@@ -1,14 +1,35 @@
 """Envoy itself accepts what the compilers make, for every kind of proxy."""
 
+from pathlib import Path
+
 import pytest
 
+from federation.model import ADS_PORT, Locality
+from federation.xds.bootstrap import bootstrap, token_file
 from tests.support.envoy import validate
 from tests.support.identities import MeshIdentities
 from tests.support.static_envoy import static_bootstrap
 from tests.support.two_clusters import DOMAIN, east_and_west
-from trust.spiffe import gateway_identity
+from trust.spiffe import ClusterName, control_dns_name, control_identity, gateway_identity, spiffe_id
 
 BLOCK = "127.105"
+
+
+async def test_the_bootstrap_is_valid(tmp_path: Path) -> None:
+    root, token = tmp_path / "root.pem", tmp_path / "token.json"
+    root.write_bytes(MeshIdentities(DOMAIN).root_pem)
+    token.write_text(token_file("secret"))
+    config = bootstrap(
+        "east/shop/client",
+        Locality("eu", "a"),
+        address=f"{BLOCK}.1.1",
+        control_addresses=[(f"{BLOCK}.1.201", ADS_PORT), (f"{BLOCK}.1.202", ADS_PORT)],
+        control_dns_name=control_dns_name(ClusterName("east"), DOMAIN),
+        control_spiffe_id=spiffe_id(control_identity(ClusterName("east")), DOMAIN),
+        root_pem_path=str(root),
+        token_path=str(token),
+    )
+    await validate(config)
 
 
 @pytest.mark.parametrize("west_network", ["one", "two"])
