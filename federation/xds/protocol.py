@@ -207,7 +207,11 @@ class DeltaStream:
         is_wildcard = not names and (self._order is Order.NONE or type_url in _SILENT_WILDCARD)
         channel.open(names, request.initial_resource_versions, is_wildcard=is_wildcard)
         if type_url is TypeUrl.ENDPOINTS:
-            if channel.held:  # otherwise it asks for everything anyway
+            if TypeUrl.CLUSTER not in self._channels:
+                # Envoy does not ask for upstreams while one warms, and that one may have endpoints from before.
+                for name in channel.subscribed:
+                    channel.owe(name)
+            elif channel.held:  # otherwise it asks for everything anyway
                 self._follow(self._unfollowed)
             self._unfollowed = set()
 

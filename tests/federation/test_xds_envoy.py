@@ -146,7 +146,7 @@ async def test_services_come_and_go_without_a_failed_request(world: World, port:
 async def test_a_changed_upstream_fails_no_request(world: World, port: tuple[str, int]) -> None:
     world.show(simple(world, "a", place=port))
     load = Load(f"http://{world.address}:15001/", "a.test")
-    async with world.serve(), world.envoy() as envoy:
+    async with world.serve(timedelta(seconds=60)), world.envoy() as envoy:
         await envoy.wait_live()
         async with load.running():
             for turn in range(8):

@@ -38,16 +38,13 @@ class ModelEnvoy:
     def __init__(self) -> None:
         self.applied: dict[TypeUrl, dict[str, dict[str, Any]]] = {type_url: {} for type_url in TypeUrl}
         self.warming: set[str] = set()
+        self.unrecorded: set[tuple[TypeUrl, str]] = set()
+        """What was taken from a response that was refused as a whole: a later stream hears of the state before."""
         self.outbox: list[DeltaDiscoveryRequest] = []
         self._versions: dict[TypeUrl, dict[str, str]] = {type_url: {} for type_url in TypeUrl}
         self._wanted: dict[TypeUrl, set[str]] = {TypeUrl.ENDPOINTS: set(), TypeUrl.ROUTES: set()}
         self._asked: set[TypeUrl] = set()
         self._held_back: list[DeltaDiscoveryRequest] = []
-
-    @property
-    def unrecorded(self) -> set[str]:
-        """Upstreams taken from a response that was refused as a whole: a later stream does not hear of them."""
-        return self.applied[TypeUrl.CLUSTER].keys() - self._versions[TypeUrl.CLUSTER].keys()
 
     def connect(self) -> None:
         """Opens a new stream. While an upstream warms, upstreams are not asked for (envoy#36951)."""
@@ -72,19 +69,16 @@ class ModelEnvoy:
                 named = ", ".join(f"{name}: unknown reason" for name in bad)
                 answer.error_detail.message = f"Error adding/updating things(s) {named}"
                 self._apply(type_url, {name: one for name, one in contents.items() if name not in bad})
+                self.unrecorded |= {(type_url, name) for name in contents}
         else:
             self._apply(type_url, contents)
+            self.unrecorded -= {(type_url, name) for name in (*contents, *response.removed_resources)}
             self._versions[type_url].update({one.name: one.version for one in response.resources})
             self._remove(type_url, response.removed_resources)
         if type_url is TypeUrl.CLUSTER:
             self._held_back.append(answer)
         else:
             self.outbox.append(answer)
-        self._release()
-
-    def give_up_warming(self) -> None:
-        """Lets the initial fetch time out."""
-        self.warming.clear()
         self._release()
 
     def _apply(self, type_url: TypeUrl, contents: Mapping[str, dict[str, Any]]) -> None:
