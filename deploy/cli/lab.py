@@ -140,22 +140,19 @@ def logs(target: str, *, lines: int, follow: bool, name: str) -> None:
             _print_log(process if len(files) > 1 else "", whole)
 
 
-@lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@lab.command("exec")
 @click.argument("target")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @_name_option
 def exec_(target: str, command: Sequence[str], *, name: str) -> None:
     """Run a command as TARGET's program would: `isthmus lab exec east/shop/client -- curl http://cart/`."""
     surroundings = _ask(name, lambda client: client.environment(target))
-    words = list(command[1:] if command[0] == "--" else command)
-    if not words:
-        raise click.UsageError("a command is missing: isthmus lab exec TARGET -- CMD...")
     os.chdir(surroundings.folder)
     sys.stdout.flush()
     try:
-        os.execvpe(words[0], words, surroundings.variables)  # noqa: S606 - to run the user's command is the purpose
+        os.execvpe(command[0], list(command), surroundings.variables)  # noqa: S606 - to run the user's command is the purpose
     except OSError as error:
-        raise CommandFailed(f"{words[0]}: {error.strerror}", "give a program that is on the PATH") from error
+        raise CommandFailed(f"{command[0]}: {error.strerror}", "give a program that is on the PATH") from error
 
 
 _DONE = {Action.KILL: "killed", Action.START: "started", Action.PAUSE: "paused", Action.RESUME: "resumed"}
@@ -170,11 +167,8 @@ def _action(action: Action, summary: str) -> None:
     @output_option
     def act(target: str, output: str, *, name: str) -> None:
         report = _ask(name, lambda client: client.act(action, target))
-        done = {Action.KILL: "killed", Action.START: "started", Action.PAUSE: "paused", Action.RESUME: "resumed"}[
-            action
-        ]
-        lines = [f"{done}: {each}" for each in report.changed]
-        lines += [f"left alone, it was not to be {done}: {each}" for each in report.unchanged]
+        lines = [f"{_DONE[action]}: {each}" for each in report.changed]
+        lines += [f"already so, left alone: {each}" for each in report.unchanged]
         show(report, output, lambda: "\n".join(lines))
 
 

@@ -119,7 +119,6 @@ async def run_demo(client: LabClient, *, rate: float, tell: Callable[[ChapterRep
             settled.append(await _settle(load, chapter, moments[-1]))
             await asyncio.sleep(HOLD.total_seconds())
             if number < len(STORY) - 1:
-                # told before the last answers are in: the report at the end counts again
                 tell(_report(chapter, load.attempts, moments, number=number, settled=settled[number]))
         load.stop()
     chapters = tuple(
@@ -247,11 +246,11 @@ def settled_since(attempts: Sequence[Attempt], expected: tuple[str, str], after:
 def _report(
     chapter: Chapter, attempts: Sequence[Attempt], moments: Sequence[_Moment], *, number: int, settled: float | None
 ) -> ChapterReport:
-    """Counts the requests that were sent from this step's action to the next one's."""
+    """Counts the requests that ended between this step's action and the next one's: what it broke ended after it."""
     begin = moments[number].began if number else float("-inf")
     end = moments[number + 1].began if number + 1 < len(moments) else float("inf")
     kills = [moment for moment, each in zip(moments, STORY, strict=False) if each.action is Action.KILL]
-    mine = [attempt for attempt in attempts if begin <= attempt.sent < end]
+    mine = [attempt for attempt in attempts if begin <= attempt.ended < end]
     gets = [attempt for attempt in mine if attempt.method == "GET"]
     posts = [attempt for attempt in mine if attempt.method == "POST"]
     lost = [attempt for attempt in posts if attempt.failure]

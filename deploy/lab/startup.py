@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from deploy.cli.output import CommandFailed
 from deploy.lab import api, commands
@@ -68,7 +69,7 @@ def run_here(folder: Folder, file: Path, watch: Watch) -> None:
 
 
 def start_detached(folder: Folder, file: Path) -> "subprocess.Popen[bytes]":
-    """Starts a lab in a process and session of its own, whose output goes to the lab's output file."""
+    """Starts a lab in a process and session of its own, whose errors go to the lab's output file."""
     load_plan(file)  # what is wrong with it is better said here
     folder.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if is_claimed(folder):
@@ -78,7 +79,7 @@ def start_detached(folder: Folder, file: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             [sys.executable, "-m", "deploy.cli.main", "lab", "up", str(file.absolute()), "--name", folder.name],
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=subprocess.DEVNULL,  # how it starts is asked over its API
             stderr=output,
             start_new_session=True,
         )
@@ -107,11 +108,11 @@ async def wait_up(folder: Folder, process: "subprocess.Popen[bytes]", watch: Cal
 async def end(folder: Folder) -> None:
     """Ends a running lab and waits until nothing of it is left. Raises CommandFailed."""
     async with LabClient(folder) as client:
-        await client.down()
+        pid = (await client.down()).pid
     try:
         async with asyncio.timeout(_END.total_seconds()):
             while True:
-                if not is_claimed(folder):
+                if not is_claimed(folder) and not _runs(pid):
                     return
                 await asyncio.sleep(_POLL)
     except TimeoutError as error:
@@ -119,6 +120,13 @@ async def end(folder: Folder) -> None:
             f"the lab {folder.name!r} has not ended after {_END.total_seconds():.0f} s",
             "kill -9 its own process: its guard ends the rest; `isthmus lab status` shows it",
         ) from error
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # a container without init buries nobody
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager
