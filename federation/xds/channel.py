@@ -178,6 +178,10 @@ class Channel:
         """Says whether the client waits for an answer about `name`."""
         return name in self._owed
 
+    def may_have(self, name: str) -> bool:
+        """Says whether the client may have `name` in some version, as far as it was sent or claimed."""
+        return name in self._sent
+
     # What happened
 
     def send(self, nonce: str, due: Due) -> None:

@@ -240,7 +240,8 @@ class DeltaStream:
         match channel.type_url:
             case TypeUrl.CLUSTER:
                 if due.removed and not self._lets_upstreams_go():
-                    return msgspec.structs.replace(due, removed=())
+                    unknown = tuple(name for name in due.removed if not channel.may_have(name))
+                    return msgspec.structs.replace(due, removed=unknown)
             case TypeUrl.ENDPOINTS:
                 # Endpoints may mean something that only the upstream's next version knows: they come behind it.
                 late = self._unsent(TypeUrl.CLUSTER)
