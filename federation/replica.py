@@ -69,15 +69,14 @@ class Replica:
                 self.news.tell()
 
     def _relist(self, listing: Listing) -> None:
-        is_loss = listing.revision < self._revision
-        if is_loss:
+        if listing.is_after_loss:
             self._losses += 1
             log.warning("etcd lost data", extra={"had_revision": self._revision, "has_revision": listing.revision})
         self._revision = listing.revision
         self._records = {item.key: item.value for item in listing.items if place_of(item.key) is not None}
         before = self._store.snapshot
         known: dict[Section, Mapping[Any, Any]] = {section: getattr(before, section.value) for section in _SECTIONS}
-        values = {section: dict(known[section]) if is_loss else {} for section in _SECTIONS}
+        values = {section: dict(known[section]) if listing.is_after_loss else {} for section in _SECTIONS}
         findings = {}
         for key, body in self._records.items():
             place = self._place(key)

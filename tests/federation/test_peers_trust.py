@@ -246,10 +246,15 @@ async def test_only_control_planes_of_other_clusters_are_served(
             (issue(authorities, Identity(WEST, SHOP, ServiceAccount("cart"))), "no control plane"),
             (issue(authorities, gateway_identity(WEST)), "no control plane"),
             (issue(authorities, control_identity(EAST)), "east itself"),
-            (issue(strangers, control_identity(WEST)), "unavailable"),
-            (forge(authorities, control_identity(WEST), signed_by=SOUTH), "unavailable"),
         ):
             assert answer in await call(east, svid, west)
+        for svid in (
+            issue(strangers, control_identity(WEST)),
+            forge(authorities, control_identity(WEST), signed_by=SOUTH),
+        ):
+            # TLS 1.3 tells a refused client nothing: its connection just ends, before or after its first bytes.
+            reason = await call(east, svid, west)
+            assert reason.startswith("unavailable") or reason == "the connection broke"
         svid = issue(authorities, control_identity(WEST))
         assert "cannot be believed" in await call(east, svid, msgspec.structs.replace(west, name=SOUTH))
         assert control.picture.members.keys() <= {EAST}
