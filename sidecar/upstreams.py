@@ -13,10 +13,10 @@ import msgspec
 from envoy.config.cluster.v3 import cluster_pb2, outlier_detection_pb2
 from envoy.config.core.v3 import base_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.wrappers_pb2 import UInt32Value
 
-from federation.model import MESH_PORT, Protocol, ServiceKey
+from federation.model import MESH_PORT, Endpoint, Protocol, ServiceKey
 from federation.names import (
     UpstreamName,
     exported_authority,
@@ -42,6 +42,7 @@ _CONNECT_TIMEOUT = timedelta(milliseconds=500)
 _TUNNEL_CONNECT_TIMEOUT = timedelta(seconds=2)  # a cold tunnel costs five round trips, of up to 300 ms each
 _KEEPALIVE = (5000, 2000)  # ms; finds a pod that vanished without a word
 _CACHED = 16384  # services times localities of one control plane; beyond that, compilation only becomes slower
+_CACHED_HOSTS = 65536  # likewise; about 500 bytes each
 
 
 class _Socket(msgspec.Struct, frozen=True):
@@ -174,18 +175,14 @@ def _assignment(
     name: UpstreamName, service: ResolvedService, domain: MeshDomain, *, is_http: bool
 ) -> endpoint_pb2.ClusterLoadAssignment:
     """Returns the hosts by priority and locality: Envoy takes each of these groups once."""
-    placed = sorted(service.endpoints, key=_group)
-    return endpoint_pb2.ClusterLoadAssignment(
-        cluster_name=name,
-        endpoints=[
-            endpoint_components_pb2.LocalityLbEndpoints(
-                priority=priority,
-                locality=base_pb2.Locality(region=region, zone=zone),
-                lb_endpoints=[_lb_endpoint(one, service.key, domain, is_http=is_http) for one in group],
-            )
-            for (priority, region, zone), group in groupby(placed, key=_group)
-        ],
-    )
+    assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
+    for (priority, region, zone), placed in groupby(sorted(service.endpoints, key=_group), key=_group):
+        group = assignment.endpoints.add(priority=priority, locality=base_pb2.Locality(region=region, zone=zone))
+        hosts = [
+            _host(one.member, one.path, one.endpoint, key=service.key, domain=domain, is_http=is_http) for one in placed
+        ]
+        group.MergeFromString(b"".join(hosts))
+    return assignment
 
 
 def _group(placed: PlacedEndpoint) -> tuple[int, str, str]:
@@ -193,28 +190,29 @@ def _group(placed: PlacedEndpoint) -> tuple[int, str, str]:
     return placed.priority, locality.region, locality.zone
 
 
-def _lb_endpoint(
-    placed: PlacedEndpoint, key: ServiceKey, domain: MeshDomain, *, is_http: bool
-) -> endpoint_components_pb2.LbEndpoint:
-    endpoint = placed.endpoint
+@lru_cache(maxsize=_CACHED_HOSTS)
+def _host(
+    member: ClusterName, path: Path, endpoint: Endpoint, *, key: ServiceKey, domain: MeshDomain, is_http: bool
+) -> bytes:
+    """Returns a group that holds one host, encoded: how near it is, is its group's business and not in here."""
     mesh_address = builders.host_port(endpoint.address, MESH_PORT)
-    label = _Socket(placed.member, placed.path, ()).label
-    upstream = f"{placed.member}/{endpoint.locality.zone}/{key.namespace}/{endpoint.pod}"
     metadata = {
-        "envoy.transport_socket_match": _struct(**{UPSTREAM_METADATA: label}),
-        UPSTREAM_METADATA: _struct(upstream=upstream),
+        "envoy.transport_socket_match": _struct(**{UPSTREAM_METADATA: _Socket(member, path, ()).label}),
+        UPSTREAM_METADATA: _struct(upstream=f"{member}/{endpoint.locality.zone}/{key.namespace}/{endpoint.pod}"),
     }
-    match placed.path:
+    match path:
         case Path.DIRECT:
             address = builders.socket_address(endpoint.address, MESH_PORT)
         case Path.TUNNEL:
-            listener = tunnel_listener(placed.member) if is_http else tcp_tunnel_listener(placed.member)
+            listener = tunnel_listener(member) if is_http else tcp_tunnel_listener(member)
             address = builders.internal_address(listener, mesh_address)
-            metadata[TUNNEL_METADATA] = _struct(svc=exported_authority(placed.member, key, domain), dst=mesh_address)
-    return builders.lb_endpoint(address, base_pb2.Metadata(filter_metadata=metadata))
+            metadata[TUNNEL_METADATA] = _struct(svc=exported_authority(member, key, domain), dst=mesh_address)
+    host = builders.lb_endpoint(address, base_pb2.Metadata(filter_metadata=metadata))
+    encoded: bytes = endpoint_components_pb2.LocalityLbEndpoints(lb_endpoints=[host]).SerializeToString(
+        deterministic=True
+    )
+    return encoded
 
 
 def _struct(**fields: str) -> Struct:
-    struct = Struct()
-    struct.update(fields)
-    return struct
+    return Struct(fields={key: Value(string_value=value) for key, value in fields.items()})
