@@ -6,9 +6,22 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import trustme
 
 from federation.xds.resources import ResourceSet, TypeUrl
-from tests.support.ads import Load, World, app, by_name, endpoints, listener, routes, upstream
+from tests.support.ads import (
+    Load,
+    World,
+    app,
+    by_name,
+    endpoints,
+    listener,
+    routes,
+    tls_listener,
+    tls_secret,
+    trust_secret,
+    upstream,
+)
 from tests.support.envoy import eventually
 
 
@@ -256,7 +269,42 @@ async def test_an_upstream_that_never_warms_does_not_hold_back_the_rest(world: W
         assert not [one for one in status.types if one.stalled_since]
 
 
-async def test_a_frozen_control_plane_is_left_and_a_killed_proxy_forgotten(world: World, port: tuple[str, int]) -> None:
+async def test_certificates_are_renewed_on_the_same_stream(world: World) -> None:
+    world.show({TypeUrl.LISTENER: by_name(tls_listener(world.address, checks_clients=False))})
+    authority = trustme.CA()
+    world.secrets_of_proxy = by_name(tls_secret("workload", authority.issue_cert("first.test")))
+    world.secret_lifetime = timedelta(seconds=0.2)
+    async with world.serve(), world.envoy() as envoy:
+        await envoy.wait_live()
+        await envoy.wait_for("/certs", lambda text: "first.test" in text)
+        world.secrets_of_proxy = by_name(tls_secret("workload", authority.issue_cert("second.test")))
+        await envoy.wait_for("/certs", lambda text: "second.test" in text and "first.test" not in text)
+        assert len(world.ads.proxies()) == 1
+        assert not world.converged  # nobody changed anything
+
+
+async def test_a_bad_certificate_leaves_the_old_one_in_force_until_the_repair(world: World) -> None:
+    world.show({TypeUrl.LISTENER: by_name(tls_listener(world.address, checks_clients=True))})
+    authority = trustme.CA()
+    first, second, third = (authority.issue_cert(f"{name}.test") for name in ("first", "second", "third"))
+    bundle = authority.cert_pem.bytes().decode()
+    world.secrets_of_proxy = by_name(tls_secret("workload", first), trust_secret("bundle", bundle))
+    world.secret_lifetime = timedelta(seconds=0.2)
+    async with world.serve(), world.envoy() as envoy:
+        await envoy.wait_live()
+        mismatch = tls_secret("workload", second, key_of=first)
+        other_bundle = bundle + trustme.CA().cert_pem.bytes().decode()
+        world.secrets_of_proxy = by_name(mismatch, trust_secret("bundle", other_bundle))
+        await eventually(lambda: bool(world.rejected[TypeUrl.SECRET]), "the certificate is refused")
+        (rejected,) = [one for kind in world.proxy().types for one in kind.rejected if one.name == "workload"]
+        assert "key" in rejected.message.lower()
+        assert "first.test" in await envoy.get("/certs")
+        world.secrets_of_proxy = by_name(tls_secret("workload", third), trust_secret("bundle", other_bundle))
+        await envoy.wait_for("/certs", lambda text: "third.test" in text)
+        await eventually(lambda: not [one for kind in world.proxy().types for one in kind.rejected], "all is repaired")
+
+
+async def test_a_killed_proxy_is_forgotten_and_served_again(world: World, port: tuple[str, int]) -> None:
     world.show(simple(world, "a", place=port))
     async with world.serve(), world.envoy() as envoy:
         await envoy.wait_live()

@@ -8,21 +8,25 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
+import trustme
 from aiohttp import web
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.http.router.v3 import router_pb2  # noqa: F401 - registers what JSON below names
+from envoy.extensions.filters.network.echo.v3 import echo_pb2  # noqa: F401 - likewise
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2,  # noqa: F401 - likewise
 )
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401 - likewise
+from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
@@ -86,6 +90,37 @@ def listener(address: str, name: str = "l", port: int = 15001, **more: Any) -> R
     chain = {"filters": [{"name": "http", "typed_config": manager}]}
     content = {"name": name, "address": _socket(address, port), "filter_chains": [chain], **more}
     return resource(name, Listener(), content)
+
+
+def tls_listener(address: str, *, checks_clients: bool) -> Resource:
+    """A listener that ends TLS with the secrets `workload` and, for clients, `bundle`."""
+    tls: dict[str, Any] = {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context": {
+            "tls_certificate_sds_secret_configs": [{"name": "workload", "sds_config": ADS}],
+            **(
+                {"validation_context_sds_secret_config": {"name": "bundle", "sds_config": ADS}}
+                if checks_clients
+                else {}
+            ),
+        },
+    }
+    echo = {"name": "echo", "typed_config": {"@type": f"{_NETWORK_FILTERS}.echo.v3.Echo"}}
+    chain = {"filters": [echo], "transport_socket": {"name": "tls", "typed_config": tls}}
+    return resource("t", Listener(), {"name": "t", "address": _socket(address, 15002), "filter_chains": [chain]})
+
+
+def tls_secret(name: str, cert: trustme.LeafCert, key_of: trustme.LeafCert | None = None) -> Resource:
+    """A certificate with its key, or with the key of another one."""
+    chain = b"".join(blob.bytes() for blob in cert.cert_chain_pems).decode()
+    key = (key_of or cert).private_key_pem.bytes().decode()
+    pair = {"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}}
+    return resource(name, Secret(), {"name": name, "tls_certificate": pair})
+
+
+def trust_secret(name: str, bundle: str) -> Resource:
+    """Roots to check others by."""
+    return resource(name, Secret(), {"name": name, "validation_context": {"trusted_ca": {"inline_string": bundle}}})
 
 
 def by_name(*resources: Resource) -> dict[str, Resource]:
@@ -268,7 +303,3 @@ class Load:
             except (aiohttp.ClientError, TimeoutError) as error:
                 self.seen[0, repr(error)] += 1
             await asyncio.sleep(0.001)
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
