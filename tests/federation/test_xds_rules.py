@@ -161,6 +161,27 @@ def test_on_demand_names_come_together_with_everything() -> None:
     assert push.removed == ("old",)
 
 
+def test_endpoints_follow_an_upstream_that_changed_while_the_client_was_away() -> None:
+    endpoints = named(body(TypeUrl.ENDPOINTS, "a", version=1))
+    stream = DeltaStream(Order.ENVOY)
+    stream.offer({TypeUrl.CLUSTER: named(body(TypeUrl.CLUSTER, "a", version=2)), TypeUrl.ENDPOINTS: endpoints})
+    stream.receive(request(TypeUrl.CLUSTER, initial_resource_versions={"a": "1"}))
+    assert [push.upserts for push in stream.due()] == [("a",)]
+    stream.receive(request(TypeUrl.ENDPOINTS, "a", initial_resource_versions={"a": endpoints["a"].version}))
+    assert [push.upserts for push in stream.due()] == [("a",)]
+
+
+def test_listeners_wait_until_upstreams_were_asked_for_but_not_for_ever() -> None:
+    """On a new stream Envoy does not ask for upstreams while one warms."""
+    stream = DeltaStream(Order.ENVOY)
+    stream.offer({TypeUrl.LISTENER: named(body(TypeUrl.LISTENER, "l", version=1))})
+    stream.receive(request(TypeUrl.LISTENER))
+    assert stream.due() == []
+    assert stream.is_waiting
+    assert stream.unblock() == ()
+    assert [push.upserts for push in stream.due()] == [("l",)]
+
+
 def relay(stream: DeltaStream, client: DeltaClient, refuse: frozenset[str] = frozenset()) -> list[Received]:
     """Carries messages between the two until both rest; resources named in `refuse` are refused."""
     log = []
