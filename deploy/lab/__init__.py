@@ -1,0 +1,17 @@
+"""A whole mesh on one machine: real etcds, control planes, Envoys and programs, without root or containers.
+
+    plan        what the lab file asks for            P
+    addresses   who listens where in 127.0.0.0/8      P
+    targets     what processes are called             P
+    commands    how each kind of process is started   P
+    processes   start, kill, pause; guard ends them all when the lab itself dies
+    links       relays between clusters: slow, silent, refusing
+    kubelet     readiness of programs, written as Pods
+    bringup     the order in which a lab comes to life
+    supervisor  a running lab; api and client are the two ends of its Unix socket
+    startup     in this process or in one of its own
+    load, demo  requests on schedule, and the story that they tell
+
+A process of the lab owns all others. Nobody restarts what was killed: `isthmus lab start` does. The lab file and the
+commands are explained in README.md beside this file.
+"""

@@ -98,7 +98,7 @@ class DemoReport(msgspec.Struct, frozen=True, rename="camel"):
     chapters: tuple[ChapterReport, ...]
 
 
-class _Moment(msgspec.Struct, frozen=True):
+class Moment(msgspec.Struct, frozen=True):
     """When a step's action began and ended, in seconds of the event loop's clock."""
 
     began: float
@@ -110,7 +110,7 @@ async def run_demo(client: LabClient, *, rate: float, tell: Callable[[ChapterRep
     await _set_the_stage(client)
     proxy = (await client.environment(CLIENT)).variables["http_proxy"]
     load = Load(URL, proxy=proxy, rate=rate, methods=("GET", "POST"))
-    moments: list[_Moment] = []
+    moments: list[Moment] = []
     settled: list[float | None] = []
     async with asyncio.TaskGroup() as group:
         group.create_task(load.run())
@@ -206,16 +206,16 @@ class _EnvoyClusters(msgspec.Struct, frozen=True):
     cluster_statuses: tuple[_EnvoyCluster, ...] = ()
 
 
-async def _act(client: LabClient, chapter: Chapter) -> _Moment:
+async def _act(client: LabClient, chapter: Chapter) -> Moment:
     now = asyncio.get_running_loop().time
     began = now()
     if chapter.action is not None:
         for target in chapter.targets:
             await client.act(chapter.action, target)
-    return _Moment(began, now())
+    return Moment(began, now())
 
 
-async def _settle(load: Load, chapter: Chapter, moment: _Moment) -> float | None:
+async def _settle(load: Load, chapter: Chapter, moment: Moment) -> float | None:
     """Waits until answers come from where they should; returns after how many seconds they began to."""
     try:
         async with asyncio.timeout(LIMIT.total_seconds()):
@@ -244,7 +244,7 @@ def settled_since(attempts: Sequence[Attempt], expected: tuple[str, str], after:
 
 
 def _report(
-    chapter: Chapter, attempts: Sequence[Attempt], moments: Sequence[_Moment], *, number: int, settled: float | None
+    chapter: Chapter, attempts: Sequence[Attempt], moments: Sequence[Moment], *, number: int, settled: float | None
 ) -> ChapterReport:
     """Counts the requests that ended between this step's action and the next one's: what it broke ended after it."""
     begin = moments[number].began if number else float("-inf")
@@ -271,7 +271,7 @@ def _report(
     )
 
 
-def was_in_flight(attempt: Attempt, kills: Sequence[_Moment]) -> bool:
+def was_in_flight(attempt: Attempt, kills: Sequence[Moment]) -> bool:
     """Says whether a request was under way while something was killed: sent before the process was gone. Pure."""
     return any(attempt.sent <= kill.ended and attempt.ended >= kill.began for kill in kills)
 

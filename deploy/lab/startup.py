@@ -41,7 +41,9 @@ class InvalidLabFile(CommandFailed):
             f"  {each.where}:{each.line}: {each.field + ': ' if each.field else ''}{each.message} ({each.hint})"
             for each in error.findings
         )
-        super().__init__(f"the lab file is not valid:\n{lines}", "correct these lines; README.md explains the lab file")
+        super().__init__(
+            f"the lab file is not valid:\n{lines}", "correct these lines; deploy/lab/README.md explains the lab file"
+        )
 
 
 def load_plan(file: Path) -> Plan:

@@ -9,7 +9,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.lab.demo import _Moment, settled_since, was_in_flight
+from deploy.lab.demo import Moment, settled_since, was_in_flight
 from deploy.lab.load import UPSTREAM_HEADER, Attempt, Load, parse_upstream, percentile, summarise
 
 PROXY = ("127.106.4.60", 15001)
@@ -122,7 +122,7 @@ def attempt(sent: float, ended: float, upstream: str = "east/a/shop/cart-1", fai
 
 
 def test_a_lost_request_is_excused_only_if_it_was_under_way_while_something_was_killed() -> None:
-    kill = _Moment(began=10.0, ended=10.2)
+    kill = Moment(began=10.0, ended=10.2)
     assert was_in_flight(attempt(9.9, 10.1), [kill])
     assert was_in_flight(attempt(10.1, 11.0), [kill])
     assert not was_in_flight(attempt(9.0, 9.9), [kill])
