@@ -28,6 +28,9 @@ _MOST_WAITING = 8
 """Responses not kept yet. A peer sends one of a type and waits for the answer: more is no peer of ours."""
 _CLOSE_TIMEOUT = timedelta(seconds=1)
 
+_UNSAID = "Internal error from Core"
+"""What grpc.aio says, instead of the real status, when something was written to a stream that had just ended."""
+
 Call = grpc.aio.StreamStreamCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]
 Keep = Callable[[Received], Awaitable[str]]
 """Takes what came; returns why it is refused, or nothing."""
@@ -161,7 +164,7 @@ class _Session:
             except TimeoutError:
                 return f"takes nothing for {STALE_AFTER.total_seconds():g} s"
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return "the connection broke"
+                await asyncio.get_running_loop().create_future()  # the stream is over: the reader says why
 
     async def _status(self) -> str:
         try:
@@ -172,5 +175,7 @@ class _Session:
 
 
 def _say(code: grpc.StatusCode, details: str | None) -> str:
+    if code is grpc.StatusCode.INTERNAL and details == _UNSAID:
+        return "the connection broke"
     name = code.name.lower().replace("_", " ")
     return f"{name}: {details}" if details else name
