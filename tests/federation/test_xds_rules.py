@@ -171,6 +171,26 @@ def test_endpoints_follow_an_upstream_that_changed_while_the_client_was_away() -
     assert [push.upserts for push in stream.due()] == [("a",)]
 
 
+def test_endpoints_wait_for_the_change_of_their_upstream() -> None:
+    """They may mean something that only the upstream's next version knows."""
+
+    def target(version: int) -> dict[TypeUrl, dict[str, Resource]]:
+        kinds = (TypeUrl.CLUSTER, TypeUrl.ENDPOINTS)
+        return {kind: named(body(kind, "a", version=version)) for kind in kinds}
+
+    stream = DeltaStream(Order.ENVOY)
+    stream.offer(target(1))
+    stream.receive(request(TypeUrl.CLUSTER))
+    (first,) = stream.due()
+    stream.receive(request(TypeUrl.ENDPOINTS, "a"))
+    (endpoints,) = stream.due()
+    stream.receive(ack(endpoints))
+    stream.offer(target(2))
+    assert stream.due() == []  # the answer about upstreams is still out
+    stream.receive(ack(first))
+    assert [push.type_url for push in stream.due()] == [TypeUrl.CLUSTER, TypeUrl.ENDPOINTS]
+
+
 def test_listeners_wait_until_upstreams_were_asked_for_but_not_for_ever() -> None:
     """On a new stream Envoy does not ask for upstreams while one warms."""
     stream = DeltaStream(Order.ENVOY)
