@@ -7,7 +7,7 @@ itself refuses the writes of one who was replaced.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
 
@@ -99,23 +99,34 @@ class Election:
         expires: float,
     ) -> bool:
         """Leads until the leadership is lost or `lead` returns; returns whether it was the latter."""
+        over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         is_done = False
-        reason = ""
 
         async def office() -> None:
             nonlocal is_done
             await lead(leadership)
             is_done = True
-            raise _Over("done")
+
+        async def until_over(part: Coroutine[None, None, None]) -> None:
+            reason = "done"
+            try:
+                await part
+            except* (_Over, Fenced, EtcdUnavailable) as errors:
+                reason = "; ".join(str(error) for error in _leaves(errors))
+            if not over.done():
+                over.set_result(reason)
 
         log.info("leadership gained", extra={"holder": self._holder})
+        reason = ""
         try:
+            # The end comes as a value: of a failure and a cancellation at the same moment a TaskGroup may keep only the
+            # failure (CPython issue 116720), and who was told to end would campaign again.
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._renew(lease, expires))
-                group.create_task(self._verify(leadership.guard))
-                group.create_task(office())
-        except* (_Over, Fenced, EtcdUnavailable) as errors:
-            reason = "; ".join(str(error) for error in _leaves(errors))
+                parts = (self._renew(lease, expires), self._verify(leadership.guard), office())
+                tasks = [group.create_task(until_over(part)) for part in parts]
+                reason = await over
+                for task in tasks:
+                    task.cancel()
         finally:
             self._leader = None
             log.info("leadership over", extra={"holder": self._holder, "reason": reason})

@@ -19,6 +19,7 @@ class Isthmus:
     def __init__(self, home: Path, name: str = "test") -> None:
         self.home = home
         self.name = name
+        self.is_disturbed = False
         self._environment = {**os.environ, "ISTHMUS_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200"}
 
     def run(self, *words: str, seconds: float = 120, code: int | None = 0) -> subprocess.CompletedProcess[str]:
@@ -41,6 +42,7 @@ class Isthmus:
 
     def lab(self, verb: str, *words: str, seconds: float = 120) -> str:
         """Runs `isthmus lab VERB` on this lab."""
+        self.is_disturbed = self.is_disturbed or verb in {"kill", "pause", "cut"}
         return self.run("lab", verb, "--name", self.name, *words, seconds=seconds).stdout
 
     def status(self) -> Any:

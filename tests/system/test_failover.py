@@ -30,7 +30,7 @@ def test_no_get_fails_while_a_gateway_is_lost(mesh: Isthmus) -> None:
     eventually(lambda: mesh.sequential(CLIENT, CART, 10))
     mesh.lab("start", "west/gateway-1")
     report = load.report()
-    assert report["failed"]["GET"] == 0, report
+    assert report["failedByMethod"].get("GET", 0) == 0, report
 
 
 def test_no_get_fails_while_pods_come_and_go(mesh: Isthmus) -> None:
@@ -43,4 +43,4 @@ def test_no_get_fails_while_pods_come_and_go(mesh: Isthmus) -> None:
     mesh.lab("start", "east")
     eventually(lambda: set(mesh.sequential(CLIENT, CART, 10)) == {"200 east/a/shop/cart-1"})
     report = load.report()
-    assert report["failed"]["GET"] == 0, report
+    assert report["failedByMethod"].get("GET", 0) == 0, report

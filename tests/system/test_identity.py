@@ -1,5 +1,6 @@
 """Who may speak to whom: the caller's SPIFFE id reaches the app, strangers and forgers reach nothing."""
 
+import json
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -75,19 +76,17 @@ def leaf_signed_by(issuer: x509.Certificate, issuer_key: Any, uri: str) -> tuple
 
 def stolen(mesh: Isthmus, cluster: str) -> tuple[x509.Certificate, Any]:
     """Returns certificate and key of a cluster's intermediate, as a thief of its disk has them."""
-    files = [path for path in mesh.home.rglob("*") if path.is_file() and cluster in path.parts]
-    keys = [
-        serialization.load_pem_private_key(path.read_bytes(), None)
-        for path in files
-        if b"PRIVATE KEY-----" in path.read_bytes()
-    ]
-    for path in files:
-        if b"BEGIN CERTIFICATE" in path.read_bytes():
-            for certificate in x509.load_pem_x509_certificates(path.read_bytes()):
-                for key in keys:
-                    if key.public_key() == certificate.public_key():
-                        return certificate, key
-    raise AssertionError(f"no intermediate of {cluster} found under {mesh.home}")
+    [folder] = mesh.home.rglob(f"{cluster}/control")
+    grant = json.loads((folder / "grant.json").read_text())
+    key = serialization.load_pem_private_key((folder / "ca-key.pem").read_bytes(), None)
+    return x509.load_pem_x509_certificate(grant["certificate"].encode()), key
+
+
+def strange_root() -> tuple[x509.Certificate, Any]:
+    """Makes an authority that nobody of the mesh has heard of."""
+    authority = trustme.CA()
+    key = serialization.load_pem_private_key(authority.private_key_pem.bytes(), None)
+    return x509.load_pem_x509_certificate(authority.cert_pem.bytes()), key
 
 
 def test_the_app_sees_who_calls_from_another_cluster(mesh: Isthmus) -> None:
@@ -115,9 +114,7 @@ def test_plaintext_to_a_mesh_port_is_refused(mesh: Isthmus) -> None:
 
 
 def test_a_certificate_of_another_root_is_refused(mesh: Isthmus, tmp_path: Path) -> None:
-    stranger = trustme.CA().issue_cert(CALLER)
-    chain = b"".join(blob.bytes() for blob in stranger.cert_chain_pems)
-    context = context_with(chain, stranger.private_key_pem.bytes(), tmp_path)
+    context = context_with(*leaf_signed_by(*strange_root(), CALLER), tmp_path)
     address = mesh_port(mesh, "west/shop/cart-1/sidecar")
     assert answer_over_tls(address, "80.cart.shop.svc.west.mesh.test", context) == b""
 

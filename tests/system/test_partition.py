@@ -44,7 +44,7 @@ def test_traffic_goes_on_without_control_plane_and_etcd_and_changes_arrive_later
             mesh.lab("start", piece)
         eventually(lambda: mesh.sequential(CLIENT, "http://basket.shop/", 1) == {"200 east/a/shop/cart-1": 1})
         report = load.report()
-        assert sum(report["failed"].values()) == 0, report
+        assert report["failed"] == 0, report
         assert removed_resources(mesh) == before
     finally:
         manifest.unlink()
@@ -59,7 +59,7 @@ def test_a_partition_is_shown_and_local_traffic_does_not_notice(mesh: Isthmus) -
     mesh.lab("heal", "east", "west")
     eventually(lambda: state_of(mesh, "east", "west") == state_of(mesh, "west", "east") == "live")
     report = load.report()
-    assert sum(report["failed"].values()) == 0, report
+    assert report["failed"] == 0, report
 
 
 def test_calls_move_on_to_the_next_cluster_when_the_link_refuses(mesh: Isthmus) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 def main(address: str, port: str, name: str, sick: str) -> None:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body leave together: an answer that was begun cannot be asked for again elsewhere
 
         def do_GET(self) -> None:
             body = f"{name} {self.headers.get('x-forwarded-client-cert', '')}\n".encode()
