@@ -37,5 +37,5 @@ lock: ## renew requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
-protos: venv ## regenerate federation/etcd_api from its .proto
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. federation/etcd_api/etcd_kv.proto federation/etcd_api/etcd_rpc.proto
+protos: venv ## regenerate federation/etcd/api from its .proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. federation/etcd/api/etcd_kv.proto federation/etcd/api/etcd_rpc.proto

@@ -24,7 +24,7 @@ def start_logging(form: str, level: int = logging.INFO) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.123Z INFO federation.peers peer synced peer=west keys=3`."""
+    """`2026-01-31T12:00:00.123Z INFO federation.peering.peers peer synced peer=west keys=3`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line of a record, and its traceback below."""

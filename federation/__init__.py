@@ -1,0 +1,14 @@
+"""What the mesh is: one picture, filled by sources and peers, and delivered to every proxy.
+
+    sources/   Kubernetes objects become changes of the picture
+    etcd/      the cluster's own etcd: what it keeps, who may write
+    peering/   what clusters tell each other, and keep in etcd
+    xds/       Envoy's protocol: what is sent to a proxy, when, in which order
+
+    model      the nouns P              names      every name that crosses a wire P
+    snapshot   the picture P            store      the one place where it is swapped
+    view       what one audience sees of it, by distance P
+    reports    what is said about all this P    telemetry, admin    and how it is asked
+
+Nothing here knows what kinds of proxy there are: `sidecar` and `gateway` compile, this room delivers.
+"""

@@ -11,7 +11,7 @@ from federation.admin import AdminRefused, TokenOrder
 from federation.etcd import EtcdClient, EtcdError
 from federation.model import CONTROL_ADMIN_PORT
 from federation.names import token_key
-from federation.peers import PeerStatus
+from federation.peering.peers import PeerStatus
 from federation.reports import ClusterReport, ProxyReport, ServiceReport, StatusReport, TokenReport
 from federation.store import MeshStore
 from federation.telemetry import Gauges, Telemetry

@@ -19,15 +19,15 @@ from deploy.control.options import ControlOptions, admin_token, host_port
 from deploy.control.proxies import Admissions, Compiler
 from deploy.control.reports import introduced_member, short_type
 from federation.admin import admin_app
-from federation.election import Election, Leadership
 from federation.etcd import EtcdClient, EtcdUnavailable, Fenced
-from federation.exports import encode, own_member
+from federation.etcd.election import Election, Leadership
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT
 from federation.names import member_key
-from federation.offer import Offer
-from federation.peers import Peers, PeerStatus
-from federation.publisher import Publisher
-from federation.replica import Replica
+from federation.peering.exports import encode, own_member
+from federation.peering.offer import Offer
+from federation.peering.peers import Peers, PeerStatus
+from federation.peering.publisher import Publisher
+from federation.peering.replica import Replica
 from federation.sources.manifests import ManifestSource
 from federation.store import MeshStore
 from federation.telemetry import Telemetry

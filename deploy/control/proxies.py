@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from federation.etcd import EtcdClient, EtcdError
-from federation.exports import offered
 from federation.model import (
     Audience,
     ClusterSettings,
@@ -18,6 +17,7 @@ from federation.model import (
     ServiceKey,
 )
 from federation.names import parse_node, token_key
+from federation.peering.exports import offered
 from federation.snapshot import Snapshot
 from federation.view import InboundPort, inbound_ports, resolve
 from federation.xds.ads import ProxyNode

@@ -13,7 +13,7 @@ from federation.model import (
     NetworkName,
     ServicePort,
 )
-from federation.peers import PeerStatus
+from federation.peering.peers import PeerStatus
 from federation.reports import (
     ClusterReport,
     PlaceReport,

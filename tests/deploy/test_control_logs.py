@@ -10,7 +10,7 @@ from deploy.logs import JsonFormatter, TextFormatter
 
 def a_record(**fields: object) -> logging.LogRecord:
     record = logging.makeLogRecord(
-        {"name": "federation.peers", "levelname": "INFO", "msg": "peer synced", "created": 0.5}
+        {"name": "federation.peering.peers", "levelname": "INFO", "msg": "peer synced", "created": 0.5}
     )
     record.__dict__.update(fields)
     return record
@@ -18,8 +18,8 @@ def a_record(**fields: object) -> logging.LogRecord:
 
 def test_text_puts_the_fields_behind_the_message() -> None:
     line = TextFormatter().format(a_record(peer="west", keys=3, reason="not reached: gone"))
-    assert (
-        line == "1970-01-01T00:00:00.500Z INFO federation.peers peer synced peer=west keys=3 reason='not reached: gone'"
+    assert line == (
+        "1970-01-01T00:00:00.500Z INFO federation.peering.peers peer synced peer=west keys=3 reason='not reached: gone'"
     )
 
 
@@ -29,7 +29,7 @@ def test_json_is_one_object_a_line_whatever_the_fields_are() -> None:
     assert json.loads(line) == {
         "time": "1970-01-01T00:00:00.500Z",
         "level": "info",
-        "logger": "federation.peers",
+        "logger": "federation.peering.peers",
         "message": "peer synced",
         "peer": "west",
         "address": "bad\nline",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from federation.election import Election, Leadership
 from federation.etcd import EtcdClient, EtcdUnavailable, Event, Fenced
+from federation.etcd.election import Election, Leadership
 from federation.names import LEADER_KEY
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.relay import Relay, start_relay

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.etcd_api import etcd_kv_pb2 as kv
-from federation.etcd_api import etcd_rpc_pb2 as rpc
-from federation.etcd_messages import Event, KeyValue, LeaseId, Position, encode_key, event, key_value, range_of
+from federation.etcd.api import etcd_kv_pb2 as kv
+from federation.etcd.api import etcd_rpc_pb2 as rpc
+from federation.etcd.messages import Event, KeyValue, LeaseId, Position, encode_key, event, key_value, range_of
 
 KEYS = st.text(alphabet=st.sampled_from("a/é~\x7f\U0010ffff"), max_size=4)
 BYTES = st.binary(min_size=1, max_size=3) | st.lists(st.sampled_from([0, 254, 255]), min_size=1, max_size=3).map(bytes)

@@ -7,8 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation import exports
-from federation.exports import Malformed, learn, offered, read_export, read_member
 from federation.model import (
     ClusterSettings,
     Endpoint,
@@ -25,6 +23,8 @@ from federation.model import (
     ServiceKey,
     ServicePort,
 )
+from federation.peering import exports
+from federation.peering.exports import Malformed, learn, offered, read_export, read_member
 from federation.snapshot import EMPTY, Change, Section, Snapshot, apply
 from trust.spiffe import ClusterName, MeshDomain, Namespace, ServiceAccount
 

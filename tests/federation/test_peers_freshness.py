@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.freshness import STALE_AFTER, TELL_EVERY, is_worth_telling, judge
 from federation.model import Freshness, Liveness
+from federation.peering.freshness import STALE_AFTER, TELL_EVERY, is_worth_telling, judge
 
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

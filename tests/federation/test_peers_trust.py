@@ -12,9 +12,7 @@ import msgspec
 import pytest
 from envoy.config.core.v3.base_pb2 import Node
 
-from federation import exports, names
-from federation.exports import Beat
-from federation.listening import listen, open_channel
+from federation import names
 from federation.model import (
     FEDERATION_PORT,
     Endpoint,
@@ -27,8 +25,11 @@ from federation.model import (
     ServiceKey,
     ServicePort,
 )
-from federation.news import News
-from federation.offer import FEDERATION_METHOD, FEDERATION_SERVICE, INTRODUCTION
+from federation.peering import exports
+from federation.peering.exports import Beat
+from federation.peering.listening import listen, open_channel
+from federation.peering.news import News
+from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE, INTRODUCTION
 from federation.xds.client import Received
 from federation.xds.protocol import DeltaStream, Order
 from federation.xds.resources import Resource, ResourceSet, TypeUrl, make_resource

@@ -9,10 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from federation import exports, names
-from federation.election import Election, Leadership
+from federation import names
 from federation.etcd import EtcdClient, Fenced, Guard
-from federation.exports import export_version, own_member
+from federation.etcd.election import Election, Leadership
 from federation.model import (
     ClusterSettings,
     Endpoint,
@@ -31,9 +30,11 @@ from federation.model import (
     ServiceKey,
     ServicePort,
 )
-from federation.offer import Offer
-from federation.publisher import Publisher
-from federation.replica import ORIGIN, Replica
+from federation.peering import exports
+from federation.peering.exports import export_version, own_member
+from federation.peering.offer import Offer
+from federation.peering.publisher import Publisher
+from federation.peering.replica import ORIGIN, Replica
 from federation.snapshot import Change, Section
 from federation.store import MeshStore
 from tests.support.etcd import Etcd, start_etcd

@@ -10,9 +10,9 @@ from pathlib import Path
 import grpc
 import msgspec
 
-from federation import exports, names
-from federation.election import Election, Leadership
+from federation import names
 from federation.etcd import EtcdClient
+from federation.etcd.election import Election, Leadership
 from federation.model import (
     FEDERATION_PORT,
     GATEWAY_PORT,
@@ -30,10 +30,11 @@ from federation.model import (
     ServiceKey,
     ServicePort,
 )
-from federation.offer import Offer
-from federation.peers import Peers, PeerStatus
-from federation.publisher import Publisher
-from federation.replica import ORIGIN, Replica
+from federation.peering import exports
+from federation.peering.offer import Offer
+from federation.peering.peers import Peers, PeerStatus
+from federation.peering.publisher import Publisher
+from federation.peering.replica import ORIGIN, Replica
 from federation.snapshot import Change, Section, Snapshot
 from federation.store import MeshStore
 from federation.xds.server import SERVER_OPTIONS

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 import msgspec
 
 from federation import snapshot as picture
-from federation.exports import offered, own_member
 from federation.model import (
     Audience,
     ClusterSettings,
@@ -32,6 +31,7 @@ from federation.model import (
     TcpUse,
 )
 from federation.names import clusterset_host, local_host
+from federation.peering.exports import offered, own_member
 from federation.snapshot import Replace, Section, Snapshot
 from federation.view import inbound_ports, resolve
 from federation.xds.builders import merge

@@ -16,8 +16,8 @@ from typing import Self, TypeVar
 from grpc import aio
 from msgspec import structs
 
-from federation.etcd_api import etcd_rpc_pb2 as rpc
-from federation.etcd_connection import (
+from federation.etcd.api import etcd_rpc_pb2 as rpc
+from federation.etcd.connection import (
     REQUIRE_LEADER,
     Connection,
     EtcdError,
@@ -27,12 +27,11 @@ from federation.etcd_connection import (
     LeaseExpired,
     Server,
 )
-from federation.etcd_messages import (
+from federation.etcd.messages import (
     NO_LEASE,
     Condition,
     Delete,
     Event,
-    Get,
     Guard,
     KeyValue,
     LeaseId,
@@ -41,7 +40,6 @@ from federation.etcd_messages import (
     Outcome,
     Position,
     Put,
-    Unchanged,
     compare,
     encode_key,
     event,
@@ -50,29 +48,6 @@ from federation.etcd_messages import (
     range_of,
     request_op,
 )
-
-__all__ = [
-    "NO_LEASE",
-    "Condition",
-    "Delete",
-    "EtcdClient",
-    "EtcdError",
-    "EtcdRefused",
-    "EtcdTls",
-    "EtcdUnavailable",
-    "Event",
-    "Fenced",
-    "Get",
-    "Guard",
-    "KeyValue",
-    "LeaseExpired",
-    "LeaseId",
-    "Listing",
-    "Operation",
-    "Outcome",
-    "Put",
-    "Unchanged",
-]
 
 log = logging.getLogger(__name__)
 

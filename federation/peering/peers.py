@@ -14,17 +14,18 @@ from random import uniform
 import msgspec
 from envoy.config.core.v3.base_pb2 import Node
 
-from federation import exports, names
-from federation.election import Leadership
+from federation import names
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
-from federation.exports import Malformed
-from federation.freshness import is_worth_telling, judge
-from federation.listening import listen, open_channel
+from federation.etcd.election import Leadership
 from federation.model import ClusterSettings, Freshness, GatewayAddress, Liveness, MemberCluster
-from federation.news import News
-from federation.offer import INTRODUCTION
-from federation.records import keep_member, write_records
-from federation.replica import Replica
+from federation.peering import exports
+from federation.peering.exports import Malformed
+from federation.peering.freshness import is_worth_telling, judge
+from federation.peering.listening import listen, open_channel
+from federation.peering.news import News
+from federation.peering.offer import INTRODUCTION
+from federation.peering.records import keep_member, write_records
+from federation.peering.replica import Replica
 from federation.store import MeshStore
 from federation.xds.client import Received
 from federation.xds.resources import TypeUrl

@@ -8,7 +8,7 @@ freshness/<cluster>                    a Freshness              picture: freshne
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from federation import exports, names
+from federation import names
 from federation.etcd import (
     Condition,
     Delete,
@@ -22,8 +22,9 @@ from federation.etcd import (
     Put,
     Unchanged,
 )
-from federation.exports import Malformed
 from federation.model import MemberCluster
+from federation.peering import exports
+from federation.peering.exports import Malformed
 from federation.snapshot import Section
 from trust.spiffe import ClusterName, InvalidName
 

@@ -13,7 +13,7 @@ import grpc
 import msgspec
 from grpc import aio
 
-from federation.etcd_api import etcd_rpc_pb2 as rpc
+from federation.etcd.api import etcd_rpc_pb2 as rpc
 
 REQUIRE_LEADER = (("hasleader", "true"),)
 """Metadata of streams: a member of etcd without a leader would keep them open and silent, unless asked to end them."""

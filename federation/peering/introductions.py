@@ -10,8 +10,8 @@ from datetime import timedelta
 
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
 from federation.model import MemberCluster
-from federation.news import News
-from federation.records import keep_member
+from federation.peering.news import News
+from federation.peering.records import keep_member
 from trust.spiffe import ClusterName
 
 log = logging.getLogger(__name__)

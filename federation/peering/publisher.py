@@ -5,14 +5,15 @@ import logging
 from collections.abc import Mapping
 from datetime import timedelta
 
-from federation import exports, names
-from federation.election import Leadership
+from federation import names
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
-from federation.exports import Malformed
-from federation.news import News
-from federation.offer import Offer
-from federation.records import write_records
-from federation.replica import Replica
+from federation.etcd.election import Leadership
+from federation.peering import exports
+from federation.peering.exports import Malformed
+from federation.peering.news import News
+from federation.peering.offer import Offer
+from federation.peering.records import write_records
+from federation.peering.replica import Replica
 from federation.store import MeshStore
 
 log = logging.getLogger(__name__)

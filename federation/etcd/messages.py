@@ -9,8 +9,8 @@ from typing import NewType, Self, assert_never
 
 import msgspec
 
-from federation.etcd_api import etcd_kv_pb2 as kv
-from federation.etcd_api import etcd_rpc_pb2 as rpc
+from federation.etcd.api import etcd_kv_pb2 as kv
+from federation.etcd.api import etcd_rpc_pb2 as rpc
 
 LeaseId = NewType("LeaseId", int)
 NO_LEASE = LeaseId(0)

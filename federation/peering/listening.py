@@ -13,9 +13,9 @@ from envoy.config.core.v3.base_pb2 import Node
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
 from federation.etcd import EtcdRefused, EtcdUnavailable
-from federation.freshness import STALE_AFTER
 from federation.model import GatewayAddress
-from federation.offer import FEDERATION_METHOD, FEDERATION_SERVICE
+from federation.peering.freshness import STALE_AFTER
+from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE
 from federation.xds.client import DeltaClient, InvalidResponse, Received
 from federation.xds.resources import TypeUrl
 from trust.issuance import X509Svid

@@ -13,10 +13,10 @@ from typing import Any
 
 from federation import names
 from federation.etcd import EtcdClient, Event, Listing
-from federation.exports import Malformed
 from federation.model import ClusterSettings, ExportedService, Finding
-from federation.news import News
-from federation.records import Place, place_of, read_record
+from federation.peering.exports import Malformed
+from federation.peering.news import News
+from federation.peering.records import Place, place_of, read_record
 from federation.snapshot import Change, Replace, Section
 from federation.store import MeshStore
 

@@ -13,14 +13,15 @@ import grpc
 import msgspec
 from envoy.config.core.v3.base_pb2 import Node
 
-from federation import exports, names
+from federation import names
 from federation.etcd import EtcdClient
-from federation.exports import Beat, Malformed
-from federation.freshness import BEAT_PERIOD
-from federation.introductions import Introductions
 from federation.model import ClusterSettings, ExportedService, MemberCluster, ServiceKey
-from federation.news import News
-from federation.replica import Replica
+from federation.peering import exports
+from federation.peering.exports import Beat, Malformed
+from federation.peering.freshness import BEAT_PERIOD
+from federation.peering.introductions import Introductions
+from federation.peering.news import News
+from federation.peering.replica import Replica
 from federation.snapshot import Snapshot
 from federation.store import MeshStore
 from federation.xds.protocol import DeltaStream, Order

@@ -1,0 +1,11 @@
+"""What clusters tell each other, whom they believe, and how it is kept: the federation stream and its records in etcd.
+
+    ours to them    offer (serves the stream) - publisher (keeps our own records in our etcd)
+    theirs to us    peers (one each) - listening (one stream) - introductions (who is new)
+    in etcd         records (how they are written) - replica (our copy of them becomes part of the picture)
+    decides         exports (what is offered, and what is believed) P - freshness (live or stale) P
+    wakes           news (something happened that you have not seen)
+
+Publisher and peers are the leader's; offer, introductions and replica run in every replica. A cluster speaks for itself
+alone, and silence deletes nothing.
+"""
