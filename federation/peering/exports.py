@@ -31,8 +31,17 @@ from trust.spiffe import ClusterName, is_dns_label, is_dns_name
 MAX_RECORD = 1024 * 1024
 """Bytes of one record. etcd takes requests of 1.5 MiB; a service of 5,000 endpoints needs about 1 MiB."""
 
+MOST_PORTS = 100
+"""Ports of one service: each is a cluster in every sidecar, with all the endpoints. An EndpointSlice has as many."""
+
+_BROADCAST = ipaddress.ip_address("255.255.255.255")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PORTS = range(1, 65536)
+_WIRE_VERSIONS = range(1 << 31)  # msgspec reads integers of any length, and writes none beyond 64 bits
+_LONGEST_WORD = 253  # characters, of a name or a place
+_LONGEST_LABEL = 317  # characters; a Kubernetes label's key is a DNS name, a slash and 63 more
+_LONGEST_CERTIFICATE = 16384  # characters of PEM, as in a grant
+_MOST_PLACES = 64  # zones, and gateways, of one member, as in a grant
 _T = TypeVar("_T")
 
 
@@ -147,14 +156,11 @@ def read_export(name: str, body: bytes, speaker: ClusterName) -> ExportedService
         raise Malformed("namespace and name must be DNS labels")
     if exported.changed_at.tzinfo is None:
         raise Malformed("changed_at has no time zone")
-    numbers = [port.number for port in exported.ports]
-    if not all(number in _PORTS for number in numbers) or len(set(numbers)) < len(numbers):
-        raise Malformed(f"ports must be different numbers from 1 to 65535, not {numbers}")
-    _check_endpoints(exported.endpoints)
+    _check_ports(exported.ports)
     return msgspec.structs.replace(
         exported,
         ports=tuple(sorted(_as_seen_by_callers(port) for port in exported.ports)),
-        endpoints=tuple(sorted(exported.endpoints)),
+        endpoints=tuple(sorted(_check_endpoints(exported.endpoints))),
     )
 
 
@@ -168,9 +174,19 @@ def read_member(name: str, body: bytes, speaker: ClusterName) -> MemberCluster:
         raise Malformed(f"the record is about {member.name!r}")
     if not is_dns_label(member.name):
         raise Malformed("a cluster's name must be a DNS label")
-    for gateway in member.gateways:
-        _check_gateway(gateway)
-    return msgspec.structs.replace(member, introduced_by="" if member.name == speaker else speaker)
+    if not member.network:
+        raise Malformed("the member is on no network")
+    if len(member.zones) > _MOST_PLACES or len(member.gateways) > _MOST_PLACES:
+        raise Malformed(f"more than {_MOST_PLACES} zones or gateways")
+    for word in (member.network, member.region, member.cloud, *member.zones):
+        _check_text(word, "the member's network or place")
+    if member.wire_version not in _WIRE_VERSIONS or len(member.certificate) > _LONGEST_CERTIFICATE:
+        raise Malformed("the wire version or the certificate cannot be true")
+    return msgspec.structs.replace(
+        member,
+        gateways=_check_gateways(member.gateways),
+        introduced_by="" if member.name == speaker else speaker,
+    )
 
 
 def learn(known: MemberCluster | None, said: MemberCluster) -> MemberCluster | None:
@@ -195,35 +211,72 @@ def _decode(body: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Malformed(str(error)) from error
+    except RecursionError as error:
+        raise Malformed("the record is nested too deeply") from error
 
 
 def _as_seen_by_callers(port: ServicePort) -> ServicePort:
     return ServicePort(port.number, port.protocol, port.name)
 
 
-def _check_endpoints(endpoints: tuple[Endpoint, ...]) -> None:
-    addresses = set()
+def _check_ports(ports: tuple[ServicePort, ...]) -> None:
+    if len(ports) > MOST_PORTS:
+        raise Malformed(f"{len(ports)} ports are more than the {MOST_PORTS} that a service may have")
+    numbers = [port.number for port in ports]
+    if not all(number in _PORTS for number in numbers) or len(set(numbers)) < len(numbers):
+        raise Malformed(f"ports must be different numbers from 1 to 65535, not {numbers}")
+    for port in ports:
+        _check_text(port.name, "a port's name")
+
+
+def _check_endpoints(endpoints: tuple[Endpoint, ...]) -> list[Endpoint]:
+    """Returns the endpoints with each address in its one spelling."""
+    found = {}
     for endpoint in endpoints:
-        _check_address(endpoint.address, f"endpoint {endpoint.pod!r}")
-        if not is_dns_name(endpoint.account):
-            raise Malformed(f"endpoint {endpoint.pod!r} has no valid service account: {endpoint.account!r}")
         if not is_dns_name(endpoint.pod):
             raise Malformed(f"an endpoint has no valid pod name: {endpoint.pod!r}")
-        addresses.add(endpoint.address)
-    if len(addresses) < len(endpoints):
+        if not is_dns_name(endpoint.account):
+            raise Malformed(f"endpoint {endpoint.pod!r} has no valid service account: {endpoint.account!r}")
+        # The zone ends in a response header, all of it in terminals: a line break would be the peer's to place.
+        for word in (endpoint.locality.region, endpoint.locality.zone, endpoint.locality.cloud):
+            _check_text(word, f"the place of endpoint {endpoint.pod!r}")
+        for label in endpoint.labels:
+            for word in label:
+                _check_text(word, f"a label of endpoint {endpoint.pod!r}", longest=_LONGEST_LABEL)
+        address = _check_address(endpoint.address, f"endpoint {endpoint.pod!r}")
+        same = address == endpoint.address
+        found[address] = endpoint if same else msgspec.structs.replace(endpoint, address=address)
+    if len(found) < len(endpoints):
         raise Malformed("two endpoints have the same address")
+    return list(found.values())
 
 
-def _check_gateway(gateway: GatewayAddress) -> None:
-    _check_address(gateway.address, "a gateway")
-    if gateway.port not in _PORTS:
-        raise Malformed(f"a gateway's port is out of range: {gateway.port}")
+def _check_gateways(gateways: tuple[GatewayAddress, ...]) -> tuple[GatewayAddress, ...]:
+    for gateway in gateways:
+        if gateway.port not in _PORTS:
+            raise Malformed(f"a gateway's port is out of range: {gateway.port}")
+    found = [GatewayAddress(_check_address(gateway.address, "a gateway"), gateway.port) for gateway in gateways]
+    return tuple(dict.fromkeys(found))  # Envoy wants an address once
 
 
-def _check_address(text: str, what: str) -> None:
+def _check_text(text: str, what: str, *, longest: int = _LONGEST_WORD) -> None:
+    if len(text) > longest or not text.isprintable():
+        raise Malformed(f"{what} is longer than {longest} characters or cannot be printed: {text[:32]!r}")
+
+
+def _check_address(text: str, what: str) -> str:
+    """Returns an address as Envoy prints it: a gateway finds the pod of a tunnel by that spelling.
+
+    Loopback is let pass: a whole mesh may live on one machine.
+    """
     try:
         address = ipaddress.ip_address(text)
     except ValueError as error:
-        raise Malformed(f"{what} has no valid IP address: {text!r}") from error
-    if address.is_unspecified or address.is_multicast:
+        raise Malformed(f"{what} has no valid IP address: {text[:64]!r}") from error
+    if isinstance(address, ipaddress.IPv6Address) and (address.scope_id is not None or address.ipv4_mapped is not None):
+        raise Malformed(f"{what} has an address with a scope, or IPv4 in the form of IPv6: {text[:64]!r}")
+    if address.is_unspecified or address.is_multicast or address == _BROADCAST:
         raise Malformed(f"{what} has an address that nobody can have: {text}")
+    if address.is_link_local:
+        raise Malformed(f"{what} has an address that means another machine on every link: {text}")
+    return str(address)

@@ -110,7 +110,9 @@ class Offer:
             before = self._exports
             found = exports.offered(snapshot, self._settings, before=before, changed_at=seen_at)
             self._exports = {
-                key: exported for key, exported in found.items() if before.get(key) is exported or _fits(exported)
+                key: exported
+                for key, exported in found.items()
+                if before.get(key) is exported or _would_be_taken(exported)
             }
             known = self._resources.get(TypeUrl.EXPORT, {})
             offers = {
@@ -216,11 +218,11 @@ def peer_of(certificate_pem: bytes, domain: MeshDomain) -> ClusterName:
     return identity.cluster
 
 
-def _fits(exported: ExportedService) -> bool:
-    size = len(exports.encode(exported))
-    if size > exports.MAX_RECORD:
-        log.error(
-            "service is too large to be offered",
-            extra={"service": str(exported.key), "bytes": size, "most": exports.MAX_RECORD},
-        )
-    return size <= exports.MAX_RECORD
+def _would_be_taken(exported: ExportedService) -> bool:
+    """Says whether peers will take an offer, by their own judgement: what they would refuse is shown here, at home."""
+    try:
+        exports.read_export(str(exported.key), exports.encode(exported), exported.cluster)
+    except Malformed as error:
+        log.error("service cannot be offered", extra={"service": str(exported.key), "reason": str(error)})
+        return False
+    return True

@@ -69,6 +69,14 @@ def exported(**changes: object) -> ExportedService:
     return msgspec.structs.replace(value, **changes)
 
 
+def endpoint(**changes: object) -> Endpoint:
+    return msgspec.structs.replace(exported().endpoints[0], **changes)
+
+
+def at(locality: Locality) -> Endpoint:
+    return endpoint(locality=locality)
+
+
 def member(name: str = "west", **changes: object) -> MemberCluster:
     value = MemberCluster(
         name=ClusterName(name),
@@ -131,6 +139,19 @@ def test_unknown_fields_of_a_younger_member_are_skipped() -> None:
         (exported(endpoints=(msgspec.structs.replace(exported().endpoints[0], pod="a/b"),)), "pod name"),
         (exported(endpoints=exported().endpoints * 2), "the same address"),
         (exported(changed_at=THEN.replace(tzinfo=None)), "time zone"),
+        (exported(key=ServiceKey(CART.namespace, "*")), "about shop"),
+        (exported(ports=(ServicePort(65536, Protocol.HTTP),)), "1 to 65535"),
+        (exported(ports=tuple(ServicePort(n, Protocol.TCP) for n in range(1, 102))), "101 ports are more"),
+        (exported(ports=(ServicePort(80, Protocol.HTTP, "a\nb"),)), "cannot be printed"),
+        (exported(endpoints=(at(Locality("us", "a\r\nset-cookie: x=y")),)), "cannot be printed"),
+        (exported(endpoints=(at(Locality("us", "\u202egpj")),)), "cannot be printed"),
+        (exported(endpoints=(at(Locality("u" * 254, "a")),)), "longer than 253"),
+        (exported(endpoints=(endpoint(labels=(("app", "\x1b[2J"),)),)), "cannot be printed"),
+        (exported(endpoints=(endpoint(address="fe80::1%\n"),)), "scope"),
+        (exported(endpoints=(endpoint(address="::ffff:10.0.0.1"),)), "IPv4 in the form of IPv6"),
+        (exported(endpoints=(endpoint(address="169.254.169.254"),)), "on every link"),
+        (exported(endpoints=(endpoint(address="255.255.255.255"),)), "nobody can have"),
+        (exported(endpoints=(endpoint(address="fd00::1"), endpoint(address="FD00:0::1"))), "the same address"),
     ],
 )
 def test_an_offer_that_cannot_be_true_is_refused(value: ExportedService, message: str) -> None:
@@ -142,6 +163,13 @@ def test_an_offer_that_cannot_be_true_is_refused(value: ExportedService, message
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     for read in (exports.decode_export, exports.decode_member, exports.decode_freshness, exports.decode_beat):
         with pytest.raises(Malformed):
+            read(body)
+
+
+def test_a_record_that_is_nested_without_end_is_refused() -> None:
+    body = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    for read in (exports.decode_export, exports.decode_member, exports.decode_freshness, exports.decode_beat):
+        with pytest.raises(Malformed, match="nested too deeply"):
             read(body)
 
 
@@ -170,11 +198,34 @@ def test_what_is_said_of_another_member_is_marked_as_hearsay() -> None:
         (member("south"), "about 'south'"),
         (member(gateways=(GatewayAddress("gateway.test"),)), "no valid IP"),
         (member(gateways=(GatewayAddress("10.0.0.1", 0),)), "out of range"),
+        (member(gateways=(GatewayAddress("10.0.0.1", 65536),)), "out of range"),
+        (member(gateways=tuple(GatewayAddress("10.0.0.1", n) for n in range(1, 66))), "more than 64"),
+        (member(network=NetworkName("")), "no network"),
+        (member(network=NetworkName("west\x1b]0;")), "cannot be printed"),
+        (member(zones=("a\n",)), "cannot be printed"),
+        (member(wire_version=-1), "wire version"),
+        (member(certificate="x" * 16385), "certificate"),
     ],
 )
 def test_a_member_record_that_cannot_be_true_is_refused(value: MemberCluster, message: str) -> None:
     with pytest.raises(Malformed, match=message):
         read_member("west", exports.encode(value), WEST)
+
+
+def test_a_number_that_could_not_be_written_again_is_refused() -> None:
+    body = exports.encode(member()).replace(b'"wire_version":1', b'"wire_version":' + b"9" * 30)
+    with pytest.raises(Malformed, match="wire version"):
+        read_member("west", body, WEST)
+
+
+def test_a_gateway_that_is_named_twice_is_kept_once() -> None:
+    said = member(gateways=(GatewayAddress("FD00::1"), GatewayAddress("fd00:0::1")))
+    assert read_member("west", exports.encode(said), WEST).gateways == (GatewayAddress("fd00::1"),)
+
+
+def test_an_address_is_kept_in_its_one_spelling() -> None:
+    said = exported(endpoints=(endpoint(address="FD00:0::1"),))
+    assert read_export("shop/cart", exports.encode(said), WEST).endpoints == (endpoint(address="fd00::1"),)
 
 
 def test_hearsay_is_replaced_by_the_members_own_word_and_never_replaces_it() -> None:
