@@ -37,6 +37,11 @@ GATEWAY_HEALTH_PATH = "/healthz"
 ETCD_PREFIX = "/isthmus/v1/"
 
 
+def host_port(address: str, port: int) -> str:
+    """Returns an IP address and a port as Envoy and gRPC write them: an IPv6 address stands in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def local_host(key: ServiceKey) -> str:
     """Returns the name of a service in its own cluster: `cart.shop.svc.cluster.local`."""
     return f"{key.name}.{key.namespace}.{LOCAL_SUFFIX}"
@@ -45,16 +50,6 @@ def local_host(key: ServiceKey) -> str:
 def clusterset_host(key: ServiceKey) -> str:
     """Returns the mesh-wide name of a service (MCS API): `cart.shop.svc.clusterset.local`."""
     return f"{key.name}.{key.namespace}.{CLUSTERSET_SUFFIX}"
-
-
-def parse_host(host: str) -> tuple[ServiceKey, bool] | None:
-    """Returns the service of a full host name and whether it is the mesh-wide one; None for other names."""
-    for suffix, is_clusterset in ((LOCAL_SUFFIX, False), (CLUSTERSET_SUFFIX, True)):
-        if host.endswith("." + suffix):
-            name, dot, namespace = host.removesuffix("." + suffix).partition(".")
-            if dot and namespace and "." not in namespace:
-                return ServiceKey(Namespace(namespace), name), is_clusterset
-    return None
 
 
 def complete_host(host: str, namespace: Namespace) -> str:
@@ -71,18 +66,23 @@ def complete_host(host: str, namespace: Namespace) -> str:
             return ".".join(labels)
 
 
+def upstream_label(cluster: ClusterName, zone: str, pod: PodKey) -> str:
+    """Returns what UPSTREAM_HEADER says of a workload instance: `west/a/shop/cart-1`."""
+    return f"{cluster}/{zone}/{pod}"
+
+
+def parse_upstream_label(text: str) -> tuple[str, str, str, str] | None:
+    """Inverse of `upstream_label`: (cluster, zone, namespace, pod), or None for another text."""
+    match text.split("/"):
+        case [cluster, zone, namespace, pod]:
+            return cluster, zone, namespace, pod
+        case _:
+            return None
+
+
 def outbound_upstream(host: str, port: int) -> UpstreamName:
     """Returns the Envoy cluster for calls to a service port: `outbound|80|cart.shop.svc.cluster.local`."""
     return UpstreamName(f"outbound|{port}|{host}")
-
-
-def parse_outbound_upstream(name: str) -> tuple[str, int] | None:
-    """Inverse of `outbound_upstream`: (host, port), or None for another kind of name."""
-    match name.split("|"):
-        case ["outbound", port, host] if port.isdecimal():
-            return host, int(port)
-        case _:
-            return None
 
 
 def inbound_upstream(port: int, *, is_http2: bool = False) -> UpstreamName:

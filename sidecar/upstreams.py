@@ -16,14 +16,16 @@ from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.wrappers_pb2 import UInt32Value
 
-from federation.model import MESH_PORT, Endpoint, Protocol, ServiceKey
+from federation.model import MESH_PORT, Endpoint, PodKey, Protocol, ServiceKey
 from federation.names import (
     UpstreamName,
     exported_authority,
+    host_port,
     outbound_upstream,
     service_sni,
     tcp_tunnel_listener,
     tunnel_listener,
+    upstream_label,
 )
 from federation.view import Path, PlacedEndpoint, ResolvedService
 from federation.xds import builders, tls
@@ -40,7 +42,9 @@ _LONGEST_CONNECTION = timedelta(minutes=10)
 
 _CONNECT_TIMEOUT = timedelta(milliseconds=500)
 _TUNNEL_CONNECT_TIMEOUT = timedelta(seconds=2)  # a cold tunnel costs five round trips, of up to 300 ms each
-_KEEPALIVE = (5000, 2000)  # ms; finds a pod that vanished without a word
+_KEEPALIVE = (1000, 2000)
+# Interval and timeout in ms: calls hang on a frozen or vanished sidecar for at most their sum. The timeout is what keeps
+# a busy sidecar from being taken for a dead one: a thousand handshakes at once hold it up for a second.
 _CACHED = 16384  # services times localities of one control plane; beyond that, compilation only becomes slower
 _CACHED_HOSTS = 65536  # likewise; about 500 bytes each
 
@@ -195,10 +199,11 @@ def _host(
     member: ClusterName, path: Path, endpoint: Endpoint, *, key: ServiceKey, domain: MeshDomain, is_http: bool
 ) -> bytes:
     """Returns a group that holds one host, encoded: how near it is, is its group's business and not in here."""
-    mesh_address = builders.host_port(endpoint.address, MESH_PORT)
+    mesh_address = host_port(endpoint.address, MESH_PORT)
+    pod = PodKey(key.namespace, endpoint.pod)
     metadata = {
         "envoy.transport_socket_match": _struct(**{UPSTREAM_METADATA: _Socket(member, path, ()).label}),
-        UPSTREAM_METADATA: _struct(upstream=f"{member}/{endpoint.locality.zone}/{key.namespace}/{endpoint.pod}"),
+        UPSTREAM_METADATA: _struct(upstream=upstream_label(member, endpoint.locality.zone, pod)),
     }
     match path:
         case Path.DIRECT:

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 
 from deploy.cli.output import CommandFailed, output_option, show, table
 from deploy.cli.targets import Targets, target_options
+from federation.names import host_port
 from federation.reports import TokenReport
 from trust.authority import ROOT_LIFETIME, Root
 from trust.certificates import CertificateSummary, describe
@@ -146,7 +147,7 @@ def _render(found: RootReport) -> list[RenderableType]:
         ("valid", f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"),
     ]
     members = [
-        (member.name, member.network, member.region, ", ".join(f"{g.address}:{g.port}" for g in member.gateways))
+        (member.name, member.network, member.region, ", ".join(host_port(g.address, g.port) for g in member.gateways))
         for member in found.members
     ]
     return [

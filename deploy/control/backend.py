@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from deploy.control.membership import Joining
-from deploy.control.options import ControlOptions, host_port
+from deploy.control.options import ControlOptions
 from deploy.control.reports import cluster_reports, gauges, introduction, is_in_step, proxy_report, service_reports
 from federation.admin import AdminRefused, TokenOrder
 from federation.etcd import EtcdClient, EtcdError
 from federation.model import CONTROL_ADMIN_PORT
-from federation.names import token_key
+from federation.names import host_port, token_key
 from federation.peering.peers import PeerStatus
 from federation.reports import ClusterReport, ProxyReport, ServiceReport, StatusReport, TokenReport
 from federation.store import MeshStore

@@ -49,8 +49,3 @@ def admin_token(options: ControlOptions) -> str:
         if not options.admin_token_file.exists():
             files.create(options.admin_token_file, (secrets.token_urlsafe(_TOKEN_BYTES) + "\n").encode())
     return files.read(options.admin_token_file).decode().strip()
-
-
-def host_port(address: str, port: int) -> str:
-    """Returns an IP address and a port as one text; IPv6 stands in brackets."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -15,14 +15,14 @@ from aiohttp import web
 from deploy.control.backend import Backend
 from deploy.control.identity import OwnIdentity, ProxySecrets
 from deploy.control.membership import Joining, Membership
-from deploy.control.options import ControlOptions, admin_token, host_port
+from deploy.control.options import ControlOptions, admin_token
 from deploy.control.proxies import Admissions, Compiler
 from deploy.control.reports import introduced_member, short_type
 from federation.admin import admin_app
 from federation.etcd import EtcdClient, EtcdUnavailable, Fenced
 from federation.etcd.election import Election, Leadership
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT
-from federation.names import member_key
+from federation.names import host_port, member_key
 from federation.peering.exports import encode, own_member
 from federation.peering.offer import Offer
 from federation.peering.peers import Peers, PeerStatus

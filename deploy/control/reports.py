@@ -13,6 +13,7 @@ from federation.model import (
     NetworkName,
     ServicePort,
 )
+from federation.names import host_port
 from federation.peering.peers import PeerStatus
 from federation.reports import (
     ClusterReport,
@@ -208,7 +209,7 @@ def _later(one: datetime | None, other: datetime | None) -> datetime | None:
 
 
 def _gateways(addresses: Sequence[GatewayAddress]) -> tuple[str, ...]:
-    return tuple(f"{gateway.address}:{gateway.port}" for gateway in addresses)
+    return tuple(host_port(gateway.address, gateway.port) for gateway in addresses)
 
 
 def _places(cluster: ClusterName, endpoints: Sequence[Endpoint], default_region: str) -> list[PlaceReport]:

@@ -12,6 +12,7 @@ from deploy.lab.plan import Cluster, Plan
 from deploy.lab.state import Folder
 from deploy.lab.targets import ProcessId
 from federation.model import GATEWAY_PORT, OUTBOUND_PORT
+from federation.names import host_port
 
 _PROXY_VARIABLES = frozenset(
     {"http_proxy", "https_proxy", "grpc_proxy", "ws_proxy", "wss_proxy", "all_proxy", "no_proxy"}
@@ -78,14 +79,14 @@ def control_command(
     peers: dict[str, list[str]] = {}
     for end in addresses.links:
         if end.near == cluster.name:
-            peers.setdefault(end.far, []).append(f"{end.listen.address}:{end.listen.port}")
+            peers.setdefault(end.far, []).append(host_port(end.listen.address, end.listen.port))
     command = [sys.executable, "-m", "deploy.cli.main", "control"]
     command += ["--name", f"control-{number}", "--cluster", cluster.name, "--domain", plan.domain]
     command += ["--region", cluster.region, "--zones", ",".join(cluster.zones), "--network", cluster.network]
     command += ["--cloud", cluster.cloud] if cluster.cloud else []
     command += ["--etcd", f"http://{mine.etcd}:{ETCD_CLIENT_PORT}", "--data", str(folder.of(cluster.name, "control"))]
     command += ["--address", mine.control[number - 1], "--control-addresses", ",".join(mine.control)]
-    command += ["--gateways", ",".join(f"{address}:{GATEWAY_PORT}" for address in mine.gateways)]
+    command += ["--gateways", ",".join(host_port(address, GATEWAY_PORT) for address in mine.gateways)]
     for peer, relays in peers.items():
         command += ["--peer-gateways", f"{peer}={','.join(relays)}"]
     for path in manifests:

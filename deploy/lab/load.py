@@ -15,8 +15,7 @@ from types import SimpleNamespace
 import aiohttp
 import msgspec
 
-UPSTREAM_HEADER = "x-isthmus-upstream"
-"""Response header of our sidecars: `<cluster>/<zone>/<namespace>/<pod>` of who answered."""
+from federation.names import UPSTREAM_HEADER, parse_upstream_label
 
 TIMEOUT = timedelta(seconds=10)
 MAX_IN_FLIGHT = 5_000  # requests; beyond that we would measure ourselves, so they count as failed at once
@@ -186,12 +185,8 @@ def summarise(attempts: Sequence[Attempt], url: str, rate: float) -> LoadReport:
 
 
 def parse_upstream(text: str) -> tuple[str, str, str, str]:
-    """Returns (cluster, zone, namespace, pod) of the upstream header; empty texts when it is not one."""
-    match text.split("/"):
-        case [cluster, zone, namespace, pod]:
-            return cluster, zone, namespace, pod
-        case _:
-            return "", "", "", ""
+    """Returns (cluster, zone, namespace, pod) of the upstream header; empty texts when it does not say."""
+    return parse_upstream_label(text) or ("", "", "", "")
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:

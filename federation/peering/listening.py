@@ -14,6 +14,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 
 from federation.etcd import EtcdRefused, EtcdUnavailable
 from federation.model import GatewayAddress
+from federation.names import host_port
 from federation.peering.freshness import STALE_AFTER
 from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE
 from federation.xds.client import DeltaClient, InvalidResponse, Received
@@ -41,9 +42,9 @@ def open_channel(gateway: GatewayAddress, *, server_name: str, svid: X509Svid, t
     credentials = grpc.ssl_channel_credentials(
         root_certificates=trust_bundle, private_key=svid.key_pem, certificate_chain=svid.certificate_chain_pem
     )
-    host = f"ipv6:[{gateway.address}]" if ":" in gateway.address else f"ipv4:{gateway.address}"
+    scheme = "ipv6" if ":" in gateway.address else "ipv4"  # an address, and nothing to ask DNS for
     return grpc.aio.secure_channel(
-        f"{host}:{gateway.port}",
+        f"{scheme}:{host_port(gateway.address, gateway.port)}",
         credentials,
         options=(
             ("grpc.ssl_target_name_override", server_name),  # also the SNI by which the gateway finds the control plane

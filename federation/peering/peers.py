@@ -299,7 +299,7 @@ class Peers:
             state=hearing.verdict.state if hearing.verdict else Liveness.UNKNOWN,
             since=hearing.verdict.since if hearing.verdict else None,
             heard=hearing.heard or (hearing.verdict.heard if hearing.verdict else None),
-            via=f"{gateway.address}:{gateway.port}" if gateway and is_heard else "",
+            via=names.host_port(gateway.address, gateway.port) if gateway and is_heard else "",
             exports=sum(cluster == peer for cluster, _ in self._store.snapshot.imports),
             rejections=tuple(sorted(hearing.rejections.values())),
             problem=hearing.problem,

@@ -89,11 +89,6 @@ def internal_address(listener: str, endpoint: str = "") -> address_pb2.Address:
     )
 
 
-def host_port(address: str, port: int) -> str:
-    """Prints an IP address with a port, as Envoy prints it."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def lb_endpoint(
     address: address_pb2.Address, metadata: base_pb2.Metadata | None = None
 ) -> endpoint_components_pb2.LbEndpoint:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.lab.demo import Moment, settled_since, was_in_flight
-from deploy.lab.load import UPSTREAM_HEADER, Attempt, Load, parse_upstream, percentile, summarise
+from deploy.lab.load import Attempt, Load, parse_upstream, percentile, summarise
+from federation.names import UPSTREAM_HEADER
 
 PROXY = ("127.106.4.60", 15001)
 URL = "http://cart.shop.svc.clusterset.local/some/path"
