@@ -94,7 +94,15 @@ def parse_spiffe_id(text: str, domain: MeshDomain) -> Identity:
 
 def any_identity_pattern(domain: MeshDomain) -> str:
     """Returns an RE2 pattern for the whole of any SPIFFE id of this mesh."""
-    return f"spiffe://[a-z0-9-]+[.]{re.escape(domain)}/ns/[^/]+/sa/[^/]+"
+    return rf"spiffe://[a-z0-9-]+[.]{re.escape(domain)}/ns/[a-z0-9-]+/sa/[a-z0-9.-]+"
+
+
+def foreign_letter_pattern() -> str:
+    """Returns an RE2 pattern for the whole of any text with a letter that no SPIFFE id of a mesh has.
+
+    Bytes that are no UTF-8 count for nothing and hide nothing (`\\C` is any byte).
+    """
+    return r"\C*[^-a-z0-9:/.]\C*"
 
 
 def workload_dns_name(identity: Identity, domain: MeshDomain) -> str:

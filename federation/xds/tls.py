@@ -14,7 +14,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from federation.names import TRUST_BUNDLE_SECRET, WORKLOAD_SECRET
 from federation.xds.builders import ads, any_of, extension
-from trust.spiffe import MeshDomain, SpiffeId, any_identity_pattern
+from trust.spiffe import MeshDomain, SpiffeId, any_identity_pattern, foreign_letter_pattern
 
 
 def upstream_tls(sni: str, identities: Iterable[SpiffeId], *, alpn: str) -> base_pb2.TransportSocket:
@@ -52,16 +52,24 @@ def through_tunnel(inner: base_pb2.TransportSocket, metadata_key: str) -> base_p
 def members_only(domain: MeshDomain) -> rbac_pb2.RBAC:
     """Allows whoever proved by certificate to be an identity of the mesh, and nobody else.
 
-    `mtls_authenticated` and never `authenticated`: that one takes a DNS name or a subject for a SPIFFE id.
+    `mtls_authenticated` and never `authenticated`: that one takes a DNS name or a subject for a SPIFFE id. One good
+    name among several is not enough: x-forwarded-client-cert tells the app all URIs, unquoted, so that a `;` or `,` in
+    one of them would begin what looks like another caller, of any cluster.
     """
-    principal = extension(
-        "envoy.rbac.principals.mtls_authenticated",
-        mtls_authenticated_pb2.Config(san_matcher=identity_matcher(domain)),
+    dressed_up = _uri_matcher(
+        string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=foreign_letter_pattern()))
     )
-    policy = rbac_pb2.Policy(
-        permissions=[rbac_pb2.Permission(any=True)], principals=[rbac_pb2.Principal(custom=principal)]
+    is_member, is_dressed_up = _principal(identity_matcher(domain)), _principal(dressed_up)
+    principal = rbac_pb2.Principal(
+        and_ids=rbac_pb2.Principal.Set(ids=[is_member, rbac_pb2.Principal(not_id=is_dressed_up)])
     )
+    policy = rbac_pb2.Policy(permissions=[rbac_pb2.Permission(any=True)], principals=[principal])
     return rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW, policies={"members": policy})
+
+
+def _principal(matcher: common_pb2.SubjectAltNameMatcher) -> rbac_pb2.Principal:
+    config = mtls_authenticated_pb2.Config(san_matcher=matcher)
+    return rbac_pb2.Principal(custom=extension("envoy.rbac.principals.mtls_authenticated", config))
 
 
 def identity_matcher(domain: MeshDomain) -> common_pb2.SubjectAltNameMatcher:

@@ -1,6 +1,7 @@
 """Who does not belong is refused by the real Envoy on the mesh port: real handshakes, nothing imitated."""
 
 import asyncio
+import itertools
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import trustme
+from cryptography import x509
 
 from federation.model import MESH_PORT
 from federation.names import service_sni
@@ -105,6 +107,37 @@ async def test_an_identity_of_one_cluster_signed_by_another_is_refused(
 ) -> None:
     forged = IDENTITIES.leaf(identity("west", "client"), signed_by="east")
     assert await converse(server[1], tls_client(tmp_path, *forged), sni(service), HTTP) == b""
+
+
+GOOD = "spiffe://east.mesh.test/ns/shop/sa/client"
+
+
+@pytest.mark.parametrize(
+    ("names", "is_served"),
+    [
+        ([x509.UniformResourceIdentifier(GOOD)], True),
+        ([], False),
+        ([x509.DNSName("client.shop.east.mesh.test")], False),
+        ([x509.UniformResourceIdentifier("spiffe://east.mesh.test/ns/Shop/sa/client")], False),
+        ([x509.UniformResourceIdentifier("SPIFFE://east.mesh.test/ns/shop/sa/client")], False),
+        ([x509.UniformResourceIdentifier("spiffe://east.mesh.test/ns/shop/sa/client/more")], False),
+        # x-forwarded-client-cert quotes no URI: these would tell the app of a second one, of another cluster.
+        ([x509.UniformResourceIdentifier(GOOD + ";URI=spiffe:%2F%2Fwest")], False),
+        ([x509.UniformResourceIdentifier(GOOD + ",URI=boss")], False),
+        *(
+            ([x509.UniformResourceIdentifier(first), x509.UniformResourceIdentifier(second)], False)
+            for evil in (";URI=spiffe://west.mesh.test/ns/shop/sa/owner", ",URI=boss", '"x', " y", "\x01")
+            for first, second in itertools.permutations((GOOD, "spiffe://east.mesh.test/x" + evil))
+        ),
+    ],
+)
+async def test_a_caller_cannot_dress_up_its_name(
+    server: tuple[Member, str], tmp_path: Path, names: list[x509.GeneralName], is_served: bool
+) -> None:
+    context = tls_client(tmp_path, *IDENTITIES.hostile_leaf("east", *names))
+    answer = await converse(server[1], context, sni("page"), HTTP)
+    assert answer.startswith(b"HTTP/1.1 200") == is_served, answer
+    assert is_served or b"owner" not in answer
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.xds.resources import Resource
@@ -61,6 +62,25 @@ class MeshIdentities:
             now=self._now,
             lifetime=_LIFETIME,
         )
+        return certificate_pem(certificate) + certificate_pem(issuer), key_pem(key)
+
+    def hostile_leaf(self, signed_by: str, *names: x509.GeneralName) -> tuple[bytes, bytes]:
+        """Returns chain and key of what a cluster's authority signs in the wrong hands: any names at all."""
+        issuer, issuer_key = self._intermediate(ClusterName(signed_by))
+        key = new_key()
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([]))
+            .issuer_name(issuer.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(self._now)
+            .not_valid_after(self._now + _LIFETIME)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=True)
+        certificate = builder.sign(issuer_key, hashes.SHA256())
         return certificate_pem(certificate) + certificate_pem(issuer), key_pem(key)
 
     def secrets(
