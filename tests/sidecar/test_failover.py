@@ -96,8 +96,48 @@ async def test_no_get_fails_when_an_app_a_sidecar_a_gateway_and_a_zone_die(mesh:
     assert len(calls.failed["POST"]) <= 4 * WORKERS
 
 
-async def test_one_sick_pod_is_ejected_alone(mesh: Mesh) -> None:
+async def test_no_get_fails_of_many_that_hang_on_a_frozen_sidecar(mesh: Mesh) -> None:
+    frozen = mesh.sidecars["east/server-a"]
+    await _nobody_is_ejected(mesh)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        assert await _answer(session, mesh) == "east/a/shop/server-a"
+        frozen.pause()
+        try:
+            # Their connection breaks, and all of them are retried at once.
+            answers = Counter(await asyncio.gather(*(_answer(session, mesh) for _ in range(400))))
+        finally:
+            frozen.resume()
+    assert answers == {"east/b/shop/server-b": 400}
+
+
+async def test_a_get_finds_the_last_pod_alive_of_five_in_three_priorities(mesh: Mesh) -> None:
+    dead = [mesh.sidecars[name] for name in ("east/server-a", "east/server-b", "west/server-1", "west/server-2")]
+    await _nobody_is_ejected(mesh)
+    for sidecar in dead:
+        await sidecar.kill()
+    try:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(2):  # which pod of west is tried first is chance
+                assert await _answer(session, mesh) == "west/a/shop/server-3"
+                await _nobody_is_ejected(mesh)
+    finally:
+        for sidecar in dead:
+            await sidecar.start()
+            await sidecar.wait_live()
+
+
+async def _answer(session: aiohttp.ClientSession, mesh: Mesh) -> str:
+    """Returns who answers a GET, or the status of a failure."""
+    async with asyncio.timeout(PATIENCE), session.get(f"http://{far('cart')}/", proxy=mesh.proxy) as response:
+        return response.headers["x-isthmus-upstream"] if response.status == 200 else str(response.status)
+
+
+async def _nobody_is_ejected(mesh: Mesh) -> None:
     await mesh.sidecars["east/client"].wait_for("/clusters", lambda page: "failed_outlier_check" not in page)
+
+
+async def test_one_sick_pod_is_ejected_alone(mesh: Mesh) -> None:
+    await _nobody_is_ejected(mesh)
     address = mesh.west.pod_scope("server-2").address
     async with aiohttp.ClientSession() as session:
         async with session.get(f"http://{address}:{HTTP_PORT}/sicken"):
