@@ -2,7 +2,6 @@
 
 main             the table of commands, each imported when it is called; errors become `error:` and `hint:`
 reach, targets   which control plane is meant
-admin_client     how it is asked
-output           tables, JSON and YAML
+output           tables, JSON and YAML; `lab_display` has those of the lab
 all others       the commands
 """

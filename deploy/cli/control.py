@@ -11,9 +11,9 @@ from types import MappingProxyType
 import click
 import uvloop
 
-from deploy.cli.output import CommandFailed
 from deploy.control.options import ControlOptions
 from deploy.control.process import run
+from deploy.failures import CommandFailed
 from deploy.logs import start_logging
 from federation.etcd import EtcdTls
 from federation.model import GATEWAY_PORT, ClusterSettings, GatewayAddress, NetworkName

@@ -16,8 +16,10 @@ from typing import TypeVar
 import click
 from rich.console import Console
 
-from deploy.cli.output import CommandFailed, output_option, show, stdout_console
-from deploy.lab import display, startup
+from deploy.cli import lab_display as display
+from deploy.cli.output import output_option, show, stdout_console
+from deploy.failures import CommandFailed
+from deploy.lab import startup
 from deploy.lab.client import LabClient
 from deploy.lab.demo import ChapterReport, DemoReport, run_demo
 from deploy.lab.links import LinkState

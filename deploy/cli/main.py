@@ -13,6 +13,8 @@ from types import MappingProxyType
 import click
 
 from deploy.cli.reach import outer_reach_options
+from deploy.failures import CommandFailed
+from trust.refusals import Refusal
 
 COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -83,9 +85,6 @@ def isthmus(ctx: click.Context, /, **reach: str | None) -> None:
 
 def main() -> None:
     """Runs the command line and exits."""
-    from deploy.cli.output import CommandFailed
-    from trust.refusals import Refusal
-
     try:
         # standalone_mode stays on: click prints wrong usage and exits with 2
         isthmus(prog_name="isthmus")

@@ -10,9 +10,10 @@ from typing import BinaryIO
 import click
 from rich.console import RenderableType
 
-from deploy.cli.output import CommandFailed, ago, output_option, show, table
+from deploy.cli.output import ago, output_option, show, table
 from deploy.cli.targets import Targets, contexts_options, target_options
 from deploy.cli.trust import open_root, passphrase_option, root_option
+from deploy.failures import CommandFailed
 from federation.model import Liveness
 from federation.reports import ClusterReport, StatusReport
 from trust import joining

@@ -1,4 +1,4 @@
-"""How the command line speaks: tables for people, JSON and YAML for programs, errors with a hint.
+"""How the command line speaks: tables for people, JSON and YAML for programs.
 
 Every command that shows something takes `-o table|json|yaml` (`output_option`) and ends in `show`.
 """
@@ -17,15 +17,6 @@ from rich.table import Table
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 _WIDTH_OF_A_PIPE = 10_000  # columns: rich would take 80 when stdout is no terminal, and cut names in two
-
-
-class CommandFailed(Exception):
-    """A command could not do what it was asked to, and it is not a bug: shown as `error:` and `hint:`, exit code 1."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
 
 
 def output_option(command: _Command) -> _Command:

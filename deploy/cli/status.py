@@ -10,7 +10,7 @@ import click
 import msgspec
 from rich.console import RenderableType
 
-from deploy.cli.admin_client import AdminClient, ControlUnreachable
+from deploy.admin_client import AdminClient, ControlUnreachable
 from deploy.cli.output import ago, output_option, show, span, table
 from deploy.cli.targets import Targets, target_options
 from federation.reports import ProxyReport, ServiceReport, StatusReport, TypeReport

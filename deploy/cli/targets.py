@@ -1,26 +1,14 @@
-"""Which control plane a command talks to.
-
-A *contexts file* names them: `{"east": {"admin": "http://127.20.1.1:15014", "token_file": ".../admin-token"}}`. A lab
-writes one; any other can be given with --contexts. `--admin` and `--admin-token-file` name one directly.
-"""
+"""Which control plane a command talks to: one of a lab's contexts file or that of --contexts, or the one of --admin."""
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import msgspec
-
-from deploy.cli.admin_client import AdminClient
-from deploy.cli.output import CommandFailed
+from deploy.admin_client import AdminClient
 from deploy.cli.reach import NAMES, cluster_option, effective, reach_options
-
-
-class Context(msgspec.Struct, frozen=True):
-    """Where one control plane listens and the file with its admin token."""
-
-    admin: str
-    token_file: str = ""
+from deploy.contexts import Context, read_contexts
+from deploy.failures import CommandFailed
+from deploy.lab.state import folder
 
 
 class Targets:
@@ -79,33 +67,11 @@ def contexts_options(command: Callable[..., None]) -> Callable[..., None]:
         def load() -> Mapping[str, Context]:
             if said["admin"]:
                 return {"": Context(said["admin"], said["admin_token_file"])}
-            return read_contexts(Path(said["contexts"]) if said["contexts"] else lab_contexts(said["lab"] or "lab"))
+            return read_contexts(Path(said["contexts"]) if said["contexts"] else folder(said["lab"] or "lab").contexts)
 
         command(*args, targets=Targets(load, said["cluster"]), **options)
 
     return with_targets
-
-
-def lab_contexts(lab: str) -> Path:
-    """Returns the contexts file that a lab writes."""
-    home = os.environ.get("ISTHMUS_HOME") or Path.home() / ".local" / "state" / "isthmus"
-    return Path(home) / "labs" / lab / "contexts.json"
-
-
-def read_contexts(file: Path) -> Mapping[str, Context]:
-    """Reads a contexts file; raises CommandFailed when there is none or it is not one."""
-    try:
-        contexts = msgspec.json.decode(file.read_bytes(), type=dict[str, Context])
-    except FileNotFoundError as error:
-        raise CommandFailed(
-            f"no control plane to ask: {file} does not exist",
-            "start a lab with `isthmus lab up`, or name a control plane with --admin and --admin-token-file",
-        ) from error
-    except (OSError, msgspec.MsgspecError) as error:
-        raise CommandFailed(f"{file} is no contexts file: {error}", "name another one with --contexts") from error
-    if not contexts:
-        raise CommandFailed(f"{file} names no cluster", "start the lab again with `isthmus lab up`")
-    return contexts
 
 
 def _read_token(file: str) -> str:

@@ -10,8 +10,9 @@ import click
 import msgspec
 from rich.console import RenderableType
 
-from deploy.cli.output import CommandFailed, output_option, show, table
+from deploy.cli.output import output_option, show, table
 from deploy.cli.targets import Targets, target_options
+from deploy.failures import CommandFailed
 from federation.names import host_port
 from federation.reports import TokenReport
 from trust.authority import ROOT_LIFETIME, Root

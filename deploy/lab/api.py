@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
-from deploy.cli.output import CommandFailed
+from deploy.failures import CommandFailed
 from deploy.lab.reports import ActionRequest, LinkRequest, Refusal
 
 if TYPE_CHECKING:

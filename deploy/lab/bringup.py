@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from deploy.cli.admin_client import AdminClient, ControlUnreachable
-from deploy.cli.output import CommandFailed
+from deploy.admin_client import AdminClient, ControlUnreachable
+from deploy.failures import CommandFailed
 from deploy.lab.addresses import ETCD_CLIENT_PORT
 from deploy.lab.commands import admin_token_file
 from deploy.lab.plan import Cluster
 from deploy.lab.state import write_atomically
 from deploy.lab.targets import Kind, ProcessId
-from federation.model import ADS_PORT, PROXY_ADMIN_PORT, Liveness, Locality, PodKey
+from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, PROXY_ADMIN_PORT, Liveness, Locality, PodKey
 from federation.names import gateway_node, sidecar_node
 from federation.xds.bootstrap import bootstrap, token_file
 from trust.authority import Root
@@ -111,7 +111,7 @@ async def _is_open(lab: "Lab", replica: ProcessId) -> bool:
 
 def _admin(lab: "Lab", replica: ProcessId) -> AdminClient:
     token = admin_token_file(lab.folder, replica.cluster).read_text().strip()
-    return AdminClient(f"http://{lab.address(replica)}:15014", token)
+    return AdminClient(f"http://{lab.address(replica)}:{CONTROL_ADMIN_PORT}", token)
 
 
 @asynccontextmanager

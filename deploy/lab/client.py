@@ -5,7 +5,7 @@ from typing import Self, TypeVar
 import aiohttp
 import msgspec
 
-from deploy.cli.output import CommandFailed
+from deploy.failures import CommandFailed
 from deploy.lab.links import LinkState
 from deploy.lab.reports import (
     Action,

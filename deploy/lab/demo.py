@@ -12,7 +12,7 @@ from datetime import timedelta
 import aiohttp
 import msgspec
 
-from deploy.cli.output import CommandFailed
+from deploy.failures import CommandFailed
 from deploy.lab.client import LabClient
 from deploy.lab.links import LinkState
 from deploy.lab.load import Attempt, Load, parse_upstream

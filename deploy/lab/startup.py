@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from deploy.cli.output import CommandFailed
+from deploy.failures import CommandFailed
 from deploy.lab import api, commands
 from deploy.lab.addresses import SLOTS, Slot, assign, lock_address
 from deploy.lab.client import LabClient, LabNotRunning

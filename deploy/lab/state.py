@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.cli.output import CommandFailed
+from deploy.failures import CommandFailed
 from deploy.lab.targets import ProcessId, parse_process
 from trust.spiffe import is_dns_label
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from deploy.cli.output import CommandFailed
-from deploy.cli.targets import Context
+from deploy.contexts import Context
+from deploy.failures import CommandFailed
 from deploy.lab import bringup, commands
 from deploy.lab.addresses import Addresses
 from deploy.lab.kubelet import Instance, Kubelet
@@ -77,7 +77,6 @@ class Lab:
         self._phase = Phase.STARTING
         self._events: list[str] = []
         self._ending = asyncio.Event()
-        self._up = asyncio.Event()
         self._reapers: asyncio.TaskGroup | None = None
         self._guard_pid = 0
 
@@ -105,10 +104,6 @@ class Lab:
     def end(self) -> None:
         """Makes `run` stop everything and return."""
         self._ending.set()
-
-    async def wait_up(self) -> None:
-        """Waits until everything has started and the clusters know each other."""
-        await self._up.wait()
 
     def tell(self, event: str) -> None:
         """Notes what happened while the lab starts."""
@@ -245,7 +240,6 @@ class Lab:
             await link.wait_listening()
         await bringup.bring_up(self)
         self._phase = Phase.UP
-        self._up.set()
 
     async def _watch(self, guard: Guard) -> None:
         await guard.watch()

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from deploy.cli.main import COMMANDS, isthmus
 from deploy.cli.output import show, table
-from deploy.cli.targets import Targets, read_contexts
+from deploy.cli.targets import Targets
+from deploy.contexts import read_contexts
 from tests.support import control
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cli.admin_client import ControlRefused
+from deploy.admin_client import ControlRefused
 from tests.support.control import (
     DOMAIN,
-    PATIENCE,
     Control,
     export,
     is_listening,
@@ -17,6 +16,7 @@ from tests.support.control import (
     pod,
     service,
     start_control,
+    until,
     write_contexts,
 )
 
@@ -61,7 +61,7 @@ async def test_one_step_makes_the_cluster_a_member_and_its_ports_open(east: Cont
     assert joined.code == 0, joined.stderr
     assert joined.stdout == f"east is a member of {DOMAIN}.\n"
     async with east.client() as client:
-        status = await client.wait_ready(PATIENCE)
+        status = await until(client.status, lambda status: status.is_ready)
         assert (status.services, status.exports, status.ready_pods) == (1, 1, 1)
         assert status.certificate_expires is not None
     assert is_listening(east.address, 15012)
@@ -93,7 +93,7 @@ async def test_two_operators_join_a_cluster_in_steps_and_a_request_serves_once(
     accepted = await isthmus("accept", str(grant), contexts=contexts)
     assert accepted.code == 0, accepted.stderr
     async with east.client() as client:
-        await client.wait_ready(PATIENCE)
+        await until(client.status, lambda status: status.is_ready)
 
 
 async def test_a_grant_of_another_mesh_is_refused_and_nothing_changes(east: Control, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ async def test_a_member_stays_one_after_kill_and_ends_well_on_sigterm(east: Cont
     await east.kill()
     await east.start()
     async with east.client() as client:
-        status = await client.wait_ready(PATIENCE)
+        status = await until(client.status, lambda status: status.is_ready)
     assert status.is_joined
     assert await east.stop() == 0, east.log
     assert "Traceback" not in east.log

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deploy.cli.admin_client import AdminClient
-from tests.support.control import DOMAIN, PATIENCE, Control, is_listening, isthmus, join, start_control, until
+from deploy.admin_client import AdminClient
+from tests.support.control import DOMAIN, Control, is_listening, isthmus, join, start_control, until
 from trust.authority import Root
 from trust.spiffe import MeshDomain
 
@@ -31,7 +31,7 @@ async def test_one_grant_serves_both_and_the_second_takes_over(tmp_path: Path) -
     async with start_control(tmp_path / "east") as one, start_replica(one) as two:
         await join(root, one)
         async with two.client() as client:
-            await client.wait_ready(PATIENCE)
+            await until(client.status, lambda status: status.is_ready)
             first = await until(lambda: leader(client), bool)
         leading, following = (one, two) if first == "control-1" else (two, one)
         await leading.kill()

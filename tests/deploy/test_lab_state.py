@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cli.output import CommandFailed
+from deploy.failures import CommandFailed
 from deploy.lab.startup import claim_slot
 from deploy.lab.state import Folder, NameTaken, claim, folder, is_claimed, make_anew, socket_path, write_atomically
 from deploy.lab.targets import Kind, ProcessId

@@ -18,7 +18,7 @@ import msgspec
 import yaml
 from aiohttp import web
 
-from deploy.cli.admin_client import AdminClient
+from deploy.admin_client import AdminClient
 from federation.model import Locality
 from federation.xds.bootstrap import bootstrap, token_file
 from tests.support.envoy import Envoy, start_envoy
@@ -240,7 +240,7 @@ async def join(root: Root, control: Control, via: Control | None = None) -> None
                 introductions = [await other.member()]
         grant = root.grant(await client.join_request(), now=datetime.now(UTC), introductions=introductions)
         await client.join(grant)
-        await client.wait_ready(PATIENCE)
+        await until(client.status, lambda status: status.is_ready)
 
 
 @asynccontextmanager

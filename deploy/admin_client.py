@@ -1,13 +1,11 @@
 """Talks to the admin API of a control plane: what the commands and the lab ask of it."""
 
-import asyncio
-from datetime import timedelta
 from typing import Self, TypeVar
 
 import aiohttp
 import msgspec
 
-from deploy.cli.output import CommandFailed
+from deploy.failures import CommandFailed
 from federation.reports import (
     ClusterReport,
     ErrorReport,
@@ -21,7 +19,6 @@ from trust.joining import Grant, Introduction, JoinRequest
 _Answer = TypeVar("_Answer")
 
 _TIMEOUT = 10.0  # seconds: the control plane may wait for its etcd for a few
-_POLL = 0.05  # seconds between two looks while something starts
 
 
 class ControlUnreachable(CommandFailed):
@@ -95,32 +92,6 @@ class AdminClient:
         """Makes a join token for proxies of one service account; `role` is "sidecar" or "gateway"."""
         body = {"namespace": namespace, "account": account, "role": role}
         return await self._call("POST", "/v1/tokens", TokenReport, body=body)
-
-    async def wait_open(self, deadline: timedelta) -> StatusReport:
-        """Waits until the admin API answers, joined or not; raises ControlUnreachable after `deadline`."""
-        return await self._wait(deadline, ready=False)
-
-    async def wait_ready(self, deadline: timedelta) -> StatusReport:
-        """Waits until the cluster is joined and serves proxies; raises ControlUnreachable after `deadline`."""
-        return await self._wait(deadline, ready=True)
-
-    async def _wait(self, deadline: timedelta, *, ready: bool) -> StatusReport:
-        last = f"nobody answers at {self._url}"
-        try:
-            async with asyncio.timeout(deadline.total_seconds()):
-                while True:
-                    try:
-                        status = await self.status()
-                    except ControlUnreachable as error:
-                        last = error.message
-                    else:
-                        if status.is_ready or not ready:
-                            return status
-                        missing = ", ".join(status.waiting_for)
-                        last = f"the control plane {status.replica} of {status.cluster} waits for: {missing}"
-                    await asyncio.sleep(_POLL)
-        except TimeoutError as error:
-            raise ControlUnreachable(last, "read its log; `isthmus status` says what it waits for") from error
 
     async def _call(self, method: str, path: str, answer: type[_Answer], *, body: object = None) -> _Answer:
         if self._session is None:
