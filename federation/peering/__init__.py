@@ -4,6 +4,7 @@
     theirs to us    peers (one each) - listening (one stream) - introductions (who is new)
     in etcd         records (how they are written) - replica (our copy of them becomes part of the picture)
     decides         exports (what is offered, and what is believed) P - freshness (live or stale) P
+                    membership (is there such a member) P - allowance (how much a peer may have kept here) P
     wakes           news (something happened that you have not seen)
 
 Publisher and peers are the leader's; offer, introductions and replica run in every replica. A cluster speaks for itself

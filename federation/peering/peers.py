@@ -19,9 +19,11 @@ from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
 from federation.etcd.election import Leadership
 from federation.model import ClusterSettings, Freshness, GatewayAddress, Liveness, MemberCluster
 from federation.peering import exports
+from federation.peering.allowance import Allowance, weigh
 from federation.peering.exports import Malformed
 from federation.peering.freshness import is_worth_telling, judge
 from federation.peering.listening import listen, open_channel
+from federation.peering.membership import check_membership
 from federation.peering.news import News
 from federation.peering.offer import INTRODUCTION
 from federation.peering.records import keep_member, write_records
@@ -29,6 +31,7 @@ from federation.peering.replica import Replica
 from federation.store import MeshStore
 from federation.xds.client import Received
 from federation.xds.resources import TypeUrl
+from trust.certificates import CertificateRefused
 from trust.issuance import IssuanceRefused, X509Svid
 from trust.spiffe import ClusterName, control_dns_name
 
@@ -38,6 +41,9 @@ _FIRST_BACK_OFF = timedelta(milliseconds=100)
 _MAX_BACK_OFF = timedelta(seconds=2)
 _LOOK_EVERY = timedelta(milliseconds=500)
 """How often silence is measured."""
+_MOST_REJECTIONS = 32
+"""Of one peer, shown and told to it: a hostile one could invent names without end."""
+_LONGEST_TOLD = 300  # characters of what is shown of a refusal
 _SHORTEST_LIFE = timedelta(seconds=30)
 """Of a connection, however near the renewal of the certificate it was made with."""
 
@@ -154,9 +160,6 @@ class Peers:
         """Listens until the stream ends and returns why it did; empty when only a newer certificate is due."""
         assert hearing.gateway is not None
 
-        async def keep(received: Received) -> str:
-            return await self._keep(peer, received, hearing=hearing, leadership=leadership)
-
         def heard() -> None:
             hearing.heard, hearing.heard_at = datetime.now(UTC), asyncio.get_running_loop().time()
             hearing.problem = ""
@@ -164,10 +167,13 @@ class Peers:
 
         losses = self._replica.losses
         try:
-            held = await self._held(peer)
+            held, allowance = await self._held(peer)
             svid = self._identity()
         except (EtcdUnavailable, EtcdRefused, IssuanceRefused) as error:
             return str(error)
+
+        async def keep(received: Received) -> str:
+            return await self._keep(peer, received, hearing=hearing, allowance=allowance, leadership=leadership)
 
         async def ends() -> str:
             lifetime = max(svid.renew_at - datetime.now(UTC), _SHORTEST_LIFE)
@@ -196,19 +202,26 @@ class Peers:
         node.metadata.update({INTRODUCTION: exports.encode(self._member).decode()})
         return node
 
-    async def _held(self, peer: ClusterName) -> Mapping[TypeUrl, Mapping[str, str]]:
-        """Returns the versions that this cluster holds of what `peer` said: in the picture, or only in etcd yet.
+    async def _held(self, peer: ClusterName) -> tuple[Mapping[TypeUrl, Mapping[str, str]], Allowance]:
+        """Returns the versions that this cluster holds of what `peer` said, in the picture, or only in etcd yet; and
+        what it may have kept besides.
 
         A name left out here would never be taken back by the peer, so etcd itself is asked: the picture may be behind.
         """
         picture = self._store.snapshot
         offers = {key: exported for (cluster, key), exported in picture.imports.items() if cluster == peer}
+        weights = {
+            names.export_key(peer, key): weigh(exported, size=len(exports.encode(exported)))
+            for key, exported in offers.items()
+        }
         for item in (await self._etcd.list(names.export_prefix(peer))).items:
             try:
                 exported = exports.decode_export(item.value)
             except Malformed:
+                weights[item.key] = weigh(None, size=len(item.value))
                 continue  # not held, so it comes again
             offers[exported.key] = exported
+            weights[item.key] = weigh(exported, size=len(item.value))
         members = {
             str(name): exports.member_resource(msgspec.structs.replace(member, introduced_by="")).version
             for name, member in picture.members.items()
@@ -216,40 +229,62 @@ class Peers:
             if name != peer or not member.introduced_by
         }
         versions = {str(key): exports.export_version(exported) for key, exported in offers.items()}
-        return {TypeUrl.EXPORT: versions, TypeUrl.MEMBER: members}
+        return {TypeUrl.EXPORT: versions, TypeUrl.MEMBER: members}, Allowance(weights.items())
 
-    async def _keep(self, peer: ClusterName, received: Received, *, hearing: _Hearing, leadership: Leadership) -> str:
+    async def _keep(
+        self,
+        peer: ClusterName,
+        received: Received,
+        *,
+        hearing: _Hearing,
+        allowance: Allowance,
+        leadership: Leadership,
+    ) -> str:
         """Writes what a peer said into etcd and returns what was refused of it, and why.
 
         The good part of a response that is refused is kept all the same: it is true, and comes again.
         """
         match received.type_url:
             case TypeUrl.EXPORT:
-                refused = await self._keep_exports(peer, received, leadership)
+                refused = await self._keep_exports(peer, received, allowance, leadership)
             case TypeUrl.MEMBER:
                 refused = await self._keep_members(peer, received, leadership)
             case _:
                 refused = {}
         kind = "Export" if received.type_url is TypeUrl.EXPORT else "Member"
         for name in (*(resource.name for resource in received.upserts), *received.removed):
-            hearing.rejections.pop(f"{kind} {name}", None)
-        for name, message in refused.items():
-            hearing.rejections[f"{kind} {name}"] = PeerRejection(f"{kind} {name}", message, datetime.now(UTC))
-            log.warning("refused what a peer said", extra={"peer": peer, "resource": f"{kind} {name}", "why": message})
-        return "; ".join(f"{name}: {message}" for name, message in refused.items())
+            hearing.rejections.pop(f"{kind} {_printable(name)}", None)
+        told = [(f"{kind} {_printable(name)}", _printable(message)) for name, message in refused.items()]
+        room = _MOST_REJECTIONS - len(hearing.rejections)
+        for resource, message in told[:room]:
+            hearing.rejections[resource] = PeerRejection(resource, message, datetime.now(UTC))
+            log.warning("refused what a peer said", extra={"peer": peer, "resource": resource, "why": message})
+        if len(told) > room:
+            log.warning("refused more of what a peer said", extra={"peer": peer, "resources": len(told) - room})
+        rest = f"; and {len(told) - _MOST_REJECTIONS} more" if len(told) > _MOST_REJECTIONS else ""
+        return "; ".join(f"{resource}: {message}" for resource, message in told[:_MOST_REJECTIONS]) + rest
 
-    async def _keep_exports(self, peer: ClusterName, received: Received, leadership: Leadership) -> dict[str, str]:
+    async def _keep_exports(
+        self, peer: ClusterName, received: Received, allowance: Allowance, leadership: Leadership
+    ) -> dict[str, str]:
         puts, refused = {}, {}
+        # Joined to the peer's own prefix, the name of a removal can reach nothing of anybody else.
+        deletes = {names.export_prefix(peer) + name for name in received.removed}
+        deletes = {key for key in deletes if key in allowance}
+        for key in deletes:
+            allowance.drop(key)
         for resource in received.upserts:
             try:
                 exported = exports.read_export(resource.name, resource.body, peer)
             except Malformed as error:
                 refused[resource.name] = str(error)
+                continue
+            key, body = names.export_key(peer, exported.key), exports.encode(exported)
+            if excess := allowance.take(key, weigh(exported, size=len(body))):
+                refused[resource.name] = excess
             else:
-                puts[names.export_key(peer, exported.key)] = exports.encode(exported)
-        # Joined to the peer's own prefix, the name of a removal can reach nothing of anybody else.
-        deletes = [names.export_prefix(peer) + name for name in received.removed]
-        await write_records(self._etcd, leadership.guard, puts=puts, deletes=deletes)
+                puts[key] = body
+        await write_records(self._etcd, leadership.guard, puts=puts, deletes=sorted(deletes - puts.keys()))
         if puts or deletes:
             log.info("peer synced", extra={"peer": peer, "written": len(puts), "removed": len(deletes)})
         return refused
@@ -259,7 +294,9 @@ class Peers:
         for resource in received.upserts:
             try:
                 said = exports.read_member(resource.name, resource.body, peer)
-            except Malformed as error:
+                if said.introduced_by:
+                    check_membership(said, self._trust_bundle(), domain=self._settings.domain, now=datetime.now(UTC))
+            except (Malformed, CertificateRefused) as error:
                 refused[resource.name] = str(error)
                 continue
             if said.name != self._settings.name and await keep_member(self._etcd, said, guard=leadership.guard):
@@ -304,6 +341,12 @@ class Peers:
             rejections=tuple(sorted(hearing.rejections.values())),
             problem=hearing.problem,
         )
+
+
+def _printable(text: str) -> str:
+    """Returns what a peer said as one short line: it ends in logs and terminals."""
+    short = text if len(text) <= _LONGEST_TOLD else text[:_LONGEST_TOLD] + "..."
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in short)
 
 
 def _silence(hearing: _Hearing) -> timedelta:

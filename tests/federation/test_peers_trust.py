@@ -26,6 +26,7 @@ from federation.model import (
     ServicePort,
 )
 from federation.peering import exports
+from federation.peering.allowance import MOST_PORTS
 from federation.peering.exports import Beat
 from federation.peering.listening import listen, open_channel
 from federation.peering.news import News
@@ -202,7 +203,8 @@ async def test_removals_reach_only_what_the_peer_itself_offers(
         control = await stack.enter_async_context(east.control(*exported_service()))
         await control.client.put(names.export_key(SOUTH, CART), truth(cluster=SOUTH))
         members = {"west": exports.encode(west)}
-        south = msgspec.structs.replace(west, name=SOUTH, gateways=())
+        proof = Issuer(authorities[SOUTH]).intermediate_pem.decode()
+        south = msgspec.structs.replace(west, name=SOUTH, gateways=(), certificate=proof)
         liar.say(exported={"shop/cart": truth()}, members=members | {"south": exports.encode(south)})
         await control.introduce(west)
         await eventually(lambda: control.addresses(WEST) == ["10.0.0.2"] and SOUTH in control.picture.members)
@@ -210,6 +212,56 @@ async def test_removals_reach_only_what_the_peer_itself_offers(
         await eventually(lambda: not control.addresses(WEST))
         assert control.addresses(SOUTH) == ["10.0.0.2"]
         assert control.picture.members[SOUTH].introduced_by == "west", "nobody is forgotten on another's word"
+
+
+async def test_nobody_can_invent_a_member(east: ClusterUnderTest, authorities: Authorities) -> None:
+    strangers = make_authorities(SOUTH, now=datetime.now(UTC))
+    async with AsyncExitStack() as stack:
+        liar, west = await start_liar(stack, authorities, issue(authorities, control_identity(WEST)))
+        control = await stack.enter_async_context(east.control(*exported_service()))
+        proofs = {
+            "north": "",
+            "torn": "-----BEGIN CERTIFICATE-----\n",
+            "disguised": Issuer(authorities[WEST]).intermediate_pem.decode(),
+            "south": Issuer(strangers[SOUTH]).intermediate_pem.decode(),
+        }
+        lies = {
+            name: exports.encode(msgspec.structs.replace(west, name=ClusterName(name), certificate=proof))
+            for name, proof in proofs.items()
+        }
+        nested = b'{"x":' + b"[" * 100_000
+        huge = exports.encode(west).replace(b'"wire_version":1', b'"wire_version":' + b"9" * 40)
+        liar.say(exported={"shop/cart": truth(), "shop/nested": nested}, members={**lies, "west": huge})
+        await control.introduce(west)
+        await eventually(lambda: liar.refused() == {*lies, "west", "shop/nested"})
+        await eventually(lambda: control.addresses(WEST) == ["10.0.0.2"])
+        assert control.picture.members.keys() == {EAST, WEST}
+        found = await control.client.list(names.ETCD_PREFIX + "members/")
+        assert {item.key for item in found.items} == {names.member_key(EAST), names.member_key(WEST)}
+
+
+async def test_a_peer_has_no_more_kept_than_it_may(east: ClusterUnderTest, authorities: Authorities) -> None:
+    ports = tuple(ServicePort(number, Protocol.TCP) for number in range(1, exports.MOST_PORTS + 1))
+    fitting = MOST_PORTS // exports.MOST_PORTS
+    many = {
+        f"shop/cart-{n:03}": exports.encode(
+            ExportedService(WEST, ServiceKey(SHOP, f"cart-{n:03}"), ports, (), datetime.now(UTC))
+        )
+        for n in range(fitting + 40)
+    }
+    async with AsyncExitStack() as stack:
+        liar, west = await start_liar(stack, authorities, issue(authorities, control_identity(WEST)))
+        control = await stack.enter_async_context(east.control(*exported_service()))
+        liar.say(exported=many, members={})
+        await control.introduce(west)
+        await eventually(lambda: len(control.picture.imports) == fitting and len(liar.refused()) == 40)
+        rejections = control.peer(WEST).rejections
+        assert len(rejections) == 32, "enough to see what is wrong, however much a peer invents"
+        assert all("10000 are the most" in rejection.message for rejection in rejections)
+        # What is there already may change, and what goes makes room.
+        del many["shop/cart-000"]
+        liar.say(exported={**many, "shop/cart": truth(), "shop/cart-001": truth("cart-001")}, members={}, beat=2)
+        await eventually(lambda: control.addresses(WEST) == ["10.0.0.2"])
 
 
 @pytest.mark.parametrize("who", ["another cluster", "a workload", "a stranger", "forged"])
