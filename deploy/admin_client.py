@@ -1,5 +1,7 @@
 """Talks to the admin API of a control plane: what the commands and the lab ask of it."""
 
+import os
+from collections.abc import Sequence
 from typing import Self, TypeVar
 
 import aiohttp
@@ -36,12 +38,14 @@ class ControlRefused(CommandFailed):
 class AdminClient:
     """The admin API of one control plane. An async context manager; raises ControlUnreachable and ControlRefused.
 
-    `url` such as `http://127.0.0.1:15014`; `token` is the text of `<data>/admin-token`.
+    `url` such as `http://127.0.0.1:15014`; `token` is the text of `<data>/admin-token`. `others` are the admin URLs of
+    more replicas: they are asked, in order, when the one before does not answer.
     """
 
-    def __init__(self, url: str, token: str = "") -> None:
+    def __init__(self, url: str, token: str = "", others: Sequence[str] = ()) -> None:
         self._url = url.rstrip("/")
         self._token = token
+        self._others = tuple(other.rstrip("/") for other in others)
         self._session: aiohttp.ClientSession | None = None
 
     def elsewhere(self, url: str) -> "AdminClient":
@@ -76,9 +80,9 @@ class AdminClient:
         """Returns the proxies that are connected to the asked replica (not to others of the cluster), by node id."""
         return await self._call("GET", "/v1/proxies", tuple[ProxyReport, ...])
 
-    async def join_request(self) -> JoinRequest:
-        """Returns the cluster's request to be signed: the same one until it is granted."""
-        return await self._call("GET", "/v1/join-request", JoinRequest)
+    async def join_request(self, *, fresh: bool = False) -> JoinRequest:
+        """Returns the cluster's request to be signed: the same one until it is accepted, or a `fresh` one instead."""
+        return await self._call("POST" if fresh else "GET", "/v1/join-request", JoinRequest)
 
     async def join(self, grant: Grant) -> StatusReport:
         """Hands over a grant: the cluster becomes a member. Raises ControlRefused when the grant does not fit."""
@@ -97,23 +101,38 @@ class AdminClient:
         if self._session is None:
             raise RuntimeError("AdminClient is used outside of its `async with`")
         data = None if body is None else msgspec.json.encode(body)
+        while True:
+            try:
+                async with self._session.request(method, self._url + path, data=data) as response:
+                    status, text = response.status, await response.read()
+                break
+            except (aiohttp.ClientError, TimeoutError) as error:
+                if not self._others:
+                    raise ControlUnreachable(
+                        f"no answer from the control plane at {self._url}: {_reason(error)}",
+                        "is it running? `isthmus lab status` shows a lab; --cluster and --admin name another one",
+                    ) from error
+                self._url, *rest = self._others
+                self._others = tuple(rest)
         try:
-            async with self._session.request(method, self._url + path, data=data) as response:
-                text = await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            reason = str(error) or type(error).__name__
-            raise ControlUnreachable(
-                f"no answer from the control plane at {self._url}: {reason}",
-                "is it running? `isthmus lab status` shows a lab; --admin names another control plane",
-            ) from error
-        try:
-            if response.status >= 400:
+            if status >= 400:
                 refusal = msgspec.json.decode(text, type=ErrorReport)
-                raise ControlRefused(refusal.error, refusal.hint, response.status)
+                raise ControlRefused(refusal.error, refusal.hint, status)
             return msgspec.json.decode(text, type=answer)
         except msgspec.MsgspecError as error:
             raise ControlRefused(
-                f"{self._url}{path} answered {response.status} with something else: {error}",
+                f"{self._url}{path} answered {status} with something else: {error}",
                 "is this the admin address of a control plane of the same version?",
-                response.status,
+                status,
             ) from error
+
+
+def _reason(error: aiohttp.ClientError | TimeoutError) -> str:
+    """Returns why there was no answer, in the words of the system where it has some."""
+    match error:
+        case aiohttp.ClientConnectorError(os_error=OSError(errno=int(code))) if code > 0:
+            return os.strerror(code)
+        case TimeoutError():
+            return f"nothing came within {_TIMEOUT:.0f} s"
+        case _:
+            return str(error) or type(error).__name__

@@ -12,10 +12,11 @@ from deploy.failures import CommandFailed
 
 
 class Context(msgspec.Struct, frozen=True):
-    """Where one control plane listens and the file with its admin token."""
+    """Where a control plane listens and the file with its admin token; `others` are more replicas of the cluster."""
 
     admin: str
     token_file: str = ""
+    others: tuple[str, ...] = ()
 
 
 def read_contexts(file: Path) -> Mapping[str, Context]:

@@ -41,14 +41,17 @@ class Targets:
     def client(self, name: str) -> AdminClient:
         """Returns the client of a cluster by name; raises CommandFailed when it is not known."""
         context = self.contexts[self._named(name)]
-        return AdminClient(context.admin, _read_token(context.token_file))
+        return AdminClient(context.admin, _read_token(context.token_file), context.others)
 
     def _named(self, name: str) -> str:
         if name in self.contexts:
             return name
         if list(self.contexts) == [""]:
             return ""  # --admin: one control plane, whose name we learn from its answers
-        raise CommandFailed(f"no cluster {name!r} here", f"known are: {', '.join(self.contexts)}")
+        raise CommandFailed(
+            f"no cluster {name!r} here",
+            f"known are: {', '.join(self.contexts)}; others are reached with --admin and --admin-token-file",
+        )
 
 
 def target_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -48,9 +48,9 @@ class ClusterAddresses(msgspec.Struct, frozen=True):
     pods: dict[tuple[str, str], str]
 
     @property
-    def admin_url(self) -> str:
-        """Where the first control plane replica answers the command line."""
-        return f"http://{self.control[0]}:{CONTROL_ADMIN_PORT}"
+    def admin_urls(self) -> tuple[str, ...]:
+        """Where the control plane replicas answer the command line."""
+        return tuple(f"http://{address}:{CONTROL_ADMIN_PORT}" for address in self.control)
 
 
 class Addresses(msgspec.Struct, frozen=True):

@@ -134,7 +134,7 @@ def exec_environment(process: ProcessId, addresses: Addresses, folder: Folder) -
     mine = addresses.clusters[process.cluster]
     return {
         "ETCDCTL_ENDPOINTS": f"http://{mine.etcd}:{ETCD_CLIENT_PORT}",
-        "ISTHMUS_ADMIN": mine.admin_url,
+        "ISTHMUS_ADMIN": mine.admin_urls[0],
         "ISTHMUS_ADMIN_TOKEN_FILE": str(admin_token_file(folder, process.cluster)),
     }
 

@@ -215,7 +215,7 @@ class Lab:
     def contexts(self) -> dict[str, Context]:
         """Returns where the control planes are, for the command line."""
         return {
-            name: Context(mine.admin_url, str(commands.admin_token_file(self.folder, name)))
+            name: Context(mine.admin_urls[0], str(commands.admin_token_file(self.folder, name)), mine.admin_urls[1:])
             for name, mine in self.addresses.clusters.items()
         }
 
@@ -330,7 +330,7 @@ class Lab:
             zones=cluster.zones,
             cloud=cluster.cloud,
             network=cluster.network,
-            admin=mine.admin_url,
+            admin=mine.admin_urls[0],
             admin_token_file=str(commands.admin_token_file(self.folder, name)),
             etcd=f"http://{mine.etcd}:2379",
             gateways=mine.gateways,

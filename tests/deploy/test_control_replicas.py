@@ -1,5 +1,6 @@
 """Two replicas of one control plane: one grant serves both, one leads, and the other takes over."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -38,6 +39,11 @@ async def test_one_grant_serves_both_and_the_second_takes_over(tmp_path: Path) -
         async with following.client() as client:
             second = await until(lambda: leader(client), lambda name: name not in ("", first))
         assert {first, second} == {"control-1", "control-2"}
+        contexts = tmp_path / "contexts.json"
+        contexts.write_text(json.dumps({"east": {**leading.context, "others": [following.context["admin"]]}}))
+        shown = await isthmus("status", "--cluster", "east", "-o", "json", contexts=contexts)
+        assert shown.code == 0, shown.stdout
+        assert json.loads(shown.stdout)["replica"] == second
 
 
 async def test_what_cannot_start_says_why_and_what_to_do(tmp_path: Path) -> None:
