@@ -3,6 +3,7 @@
     GET  /healthz /readyz /metrics                       open to all: probes and Prometheus
     GET  /v1/status /v1/clusters /v1/services /v1/proxies
     GET  /v1/join-request    POST /v1/join               how a cluster becomes a member
+    POST /v1/join-request                                a new request instead of the pending one
     GET  /v1/member                                      how this cluster introduces itself
     POST /v1/tokens                                      a join token for proxies, told once
 
@@ -61,7 +62,7 @@ class AdminBackend(Protocol):
     def proxies(self) -> tuple[ProxyReport, ...]: ...
     def member(self) -> Introduction: ...
     def metrics(self) -> bytes: ...
-    async def join_request(self) -> JoinRequest: ...
+    async def join_request(self, *, fresh: bool) -> JoinRequest: ...
     async def join(self, grant: Grant) -> None: ...
     async def create_token(self, order: TokenOrder) -> TokenReport: ...
 
@@ -104,7 +105,11 @@ def admin_app(backend: AdminBackend, token: str) -> web.Application:
 
     @routes.get("/v1/join-request")
     async def _(_request: web.Request) -> web.Response:
-        return _json(await backend.join_request())
+        return _json(await backend.join_request(fresh=False))
+
+    @routes.post("/v1/join-request")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(await backend.join_request(fresh=True))
 
     @routes.post("/v1/join")
     async def _(request: web.Request) -> web.Response:

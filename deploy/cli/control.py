@@ -11,6 +11,7 @@ from types import MappingProxyType
 import click
 import uvloop
 
+from deploy.cli.spans import Span
 from deploy.control.options import ControlOptions
 from deploy.control.process import run
 from deploy.failures import CommandFailed
@@ -19,23 +20,6 @@ from federation.etcd import EtcdTls
 from federation.model import GATEWAY_PORT, ClusterSettings, GatewayAddress, NetworkName
 from trust.issuance import MINIMUM_LEAF_LIFETIME
 from trust.spiffe import ClusterName, InvalidName, parse_cluster, parse_domain
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-class Span(click.ParamType[timedelta]):
-    """A span of time such as `90s`, `15m`, `24h`, `7d`."""
-
-    name = "span"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        """Parses the text; fails as wrong usage."""
-        if isinstance(value, timedelta):
-            return value
-        text = str(value)
-        if text[:-1].isdecimal() and text[-1] in _UNITS:
-            return timedelta(seconds=int(text[:-1]) * _UNITS[text[-1]])
-        return self.fail(f"{text!r} is no span of time: a whole number and s, m, h or d, such as 24h", param, ctx)
 
 
 @click.command(context_settings={"auto_envvar_prefix": "ISTHMUS", "show_default": True})

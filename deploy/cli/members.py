@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +11,7 @@ import click
 from rich.console import RenderableType
 
 from deploy.cli.output import ago, output_option, show, table
+from deploy.cli.spans import Span
 from deploy.cli.targets import Targets, contexts_options, target_options
 from deploy.cli.trust import open_root, passphrase_option, root_option
 from deploy.failures import CommandFailed
@@ -66,14 +67,18 @@ def join(
 
 
 @click.command("join-request")
+@click.option("--new", is_flag=True, help="Make a new request: the grant of the last one was lost, or has expired.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the request to this file.")
 @target_options
-def join_request(targets: Targets, *, out: Path | None) -> None:
-    """Print a cluster's request to become a member: send it to the operator who holds the root."""
+def join_request(targets: Targets, *, new: bool, out: Path | None) -> None:
+    """Print a cluster's request to become a member: send it to the operator who holds the root.
+
+    It is the same request each time, until --new: no request is granted twice.
+    """
 
     async def ask() -> JoinRequest:
         async with targets.one() as client:
-            return await client.join_request()
+            return await client.join_request(fresh=new)
 
     _write(joining.encode(asyncio.run(ask())), out)
 
@@ -82,6 +87,7 @@ def join_request(targets: Targets, *, out: Path | None) -> None:
 @click.argument("request", type=click.File("rb"))
 @click.option("--introduce", metavar="CLUSTER", multiple=True, help="Ask this member for its gateways as of now.")
 @click.option("--replace", is_flag=True, help="Give the name to a new key: the cluster lost its old one.")
+@click.option("--valid-for", type=Span(), default="24h", show_default=True, help="How long it may be accepted.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the grant to this file.")
 @root_option
 @passphrase_option
@@ -92,6 +98,7 @@ def grant(
     request: BinaryIO,
     introduce: Sequence[str],
     replace: bool,
+    valid_for: timedelta,
     out: Path | None,
     root: Path,
     passphrase_file: Path | None,
@@ -105,6 +112,7 @@ def grant(
         joining.decode_request(request.read()),
         now=datetime.now(UTC),
         introductions=asyncio.run(introductions()),
+        valid_for=valid_for,
         replace=replace,
     )
     _write(joining.encode(signed), out)
@@ -141,6 +149,7 @@ def clusters(targets: Targets, output: str) -> None:
 
 
 def _render_clusters(answer: Sequence[ClusterReport], now: datetime) -> list[RenderableType]:
+    is_introducing = any(member.introduced_by for member in answer)
     rows = [
         (
             member.name + (" (asked)" if member.is_self else ""),
@@ -152,12 +161,12 @@ def _render_clusters(answer: Sequence[ClusterReport], now: datetime) -> list[Ren
             member.state if member.since is None else f"{member.state} for {ago(member.since, now)}",
             "-" if member.is_self else ago(member.heard, now),
             f"{member.exports} {'out' if member.is_self else 'in'}",
-            *([f"by {member.introduced_by}"] if member.introduced_by else [""]),
+            *([f"by {member.introduced_by}" if member.introduced_by else "-"] if is_introducing else []),
         )
         for member in answer
     ]
-    columns = ["CLUSTER", "NETWORK", "CLOUD", "REGION", "ZONES", "GATEWAYS", "STATE", "HEARD", "EXPORTS", "INTRODUCED"]
-    shown: list[RenderableType] = [table(columns, rows)]
+    columns = ["CLUSTER", "NETWORK", "CLOUD", "REGION", "ZONES", "GATEWAYS", "STATE", "HEARD", "EXPORTS"]
+    shown: list[RenderableType] = [table([*columns, *["INTRODUCED"] * is_introducing], rows)]
     problems = [(member.name, member.problem) for member in answer if member.problem]
     if problems:
         shown += ["", table(["CLUSTER", "NOT HEARD BECAUSE"], problems)]

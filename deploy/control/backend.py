@@ -116,9 +116,9 @@ class Backend:
         """Returns the metrics as Prometheus text."""
         return self.telemetry.text()
 
-    async def join_request(self) -> JoinRequest:
-        """Returns the pending join request."""
-        return await self._joining.request()
+    async def join_request(self, *, fresh: bool) -> JoinRequest:
+        """Returns the pending join request, or a fresh one in its place."""
+        return await self._joining.request(fresh=fresh)
 
     async def join(self, grant: Grant) -> None:
         """Takes a grant."""

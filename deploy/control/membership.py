@@ -41,10 +41,10 @@ class Joining:
             self.membership = Membership(*found)
             self._accepted.set()
 
-    async def request(self) -> JoinRequest:
-        """Returns the pending request; raises JoinRefused when the cluster is a member."""
+    async def request(self, *, fresh: bool) -> JoinRequest:
+        """Returns the pending request, or a `fresh` one in its place; raises JoinRefused for a member."""
         return await asyncio.to_thread(
-            lambda: self._enrolment.request(self._about, domain=self._domain, now=datetime.now(UTC))
+            lambda: self._enrolment.request(self._about, domain=self._domain, now=datetime.now(UTC), fresh=fresh)
         )
 
     async def accept(self, grant: Grant) -> None:

@@ -1,7 +1,9 @@
 """A cluster becomes a member: in one step, in steps of two operators, and every refusal changes nothing."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,29 @@ async def test_two_operators_join_a_cluster_in_steps_and_a_request_serves_once(
     assert accepted.code == 0, accepted.stderr
     async with east.client() as client:
         await until(client.status, lambda status: status.is_ready)
+
+
+async def test_after_a_grant_that_expired_a_new_request_is_the_way_on(east: Control, root: str, tmp_path: Path) -> None:
+    contexts = write_contexts(tmp_path / "contexts.json", east)
+    asked = await isthmus("join-request", contexts=contexts)
+    signed = await isthmus("grant", "-", "--root", root, "--valid-for", "1s", stdin=asked.stdout)
+    assert signed.code == 0, signed.stderr
+    expires = datetime.fromisoformat(json.loads(signed.stdout)["expires"])
+    await asyncio.sleep(max(0.0, (expires - datetime.now(UTC)).total_seconds()))
+    late = await isthmus("accept", "-", contexts=contexts, stdin=signed.stdout)
+    assert late.code == 1
+    assert "error: the grant expired at " in late.stderr
+    assert "isthmus join-request --new" in late.stderr
+    twice = await isthmus("grant", "-", "--root", root, stdin=asked.stdout)
+    assert twice.code == 1
+    assert "was granted already" in twice.stderr
+    assert "isthmus join-request --new" in twice.stderr
+
+    renewed = await isthmus("join-request", "--new", contexts=contexts)
+    assert renewed.code == 0, renewed.stderr
+    signed = await isthmus("grant", "-", "--root", root, stdin=renewed.stdout)
+    accepted = await isthmus("accept", "-", contexts=contexts, stdin=signed.stdout)
+    assert accepted.code == 0, accepted.stderr
 
 
 async def test_a_grant_of_another_mesh_is_refused_and_nothing_changes(east: Control, tmp_path: Path) -> None:
