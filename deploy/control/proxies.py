@@ -1,5 +1,6 @@
 """Which proxy is told what: tokens say who it is, the picture what it stands beside, the compilers say the rest."""
 
+import ipaddress
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from trust.spiffe import ClusterName, Identity, gateway_identity
 log = logging.getLogger(__name__)
 
 _REMEMBERED_REFUSALS = 256  # strangers may invent names without end
+_LONGEST_NODE = 400  # characters: a cluster, a namespace and a pod have 63 + 63 + 253
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -54,11 +56,11 @@ class Admissions:
             raise
 
     async def _admit(self, node: ProxyNode, token: str) -> Identity:
-        cluster, name = self._parse(node)
         try:
             record = check(await self._record(digest(token)), now=datetime.now(UTC))
         except AttestationRefused as error:
             raise Unauthenticated(f"{error.message}; {error.hint}") from error
+        cluster, name = self._parse(node)  # not before: a stranger is told nothing of this cluster
         match record.role, name:
             case (TokenRole.SIDECAR, PodKey(namespace=namespace)) if namespace == record.namespace:
                 return identity_of(record, cluster)
@@ -95,23 +97,26 @@ class Admissions:
                 address = node.metadata.get("address", "")
                 if not address:
                     raise Refused(f"gateway {name} does not say its address (node metadata `address`)")
+                if not _is_address(address):
+                    raise Refused(f"gateway {name} listens on {address[:_LONGEST_NODE]!r}, which is no IP address")
                 return ProxyScope(audience=audience, identity=identity, address=address)
 
     def _parse(self, node: ProxyNode) -> tuple[ClusterName, PodKey | str]:
-        parsed = parse_node(node.id)
+        parsed = parse_node(node.id) if len(node.id) <= _LONGEST_NODE else None
         if parsed is None:
-            raise Refused(f"{node.id!r} is no node id: <cluster>/<namespace>/<pod> or <cluster>/<gateway>")
+            raise Refused(f"{_short(node)!r} is no node id: <cluster>/<namespace>/<pod> or <cluster>/<gateway>")
         if parsed[0] != self._settings.name:
             raise Refused(f"{node.id} is a proxy of cluster {parsed[0]}, and this is {self._settings.name}")
         return parsed
 
     def _tell_once(self, node: ProxyNode, reason: str) -> None:
         """Logs a refusal, and not again at every retry."""
-        if self._refused.get(node.id) != reason:
+        name = _short(node)
+        if self._refused.get(name) != reason:
             if len(self._refused) >= _REMEMBERED_REFUSALS:
                 self._refused.clear()
-            self._refused[node.id] = reason
-            log.warning("proxy refused", extra={"node": node.id, "reason": reason})
+            self._refused[name] = reason
+            log.warning("proxy refused", extra={"node": name, "reason": reason})
 
     async def _record(self, key: str) -> TokenRecord | None:
         try:
@@ -141,6 +146,19 @@ class Admissions:
             zone=pod.locality.zone,
             cloud=pod.locality.cloud or self._settings.cloud,
         )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _short(node: ProxyNode) -> str:
+    """Returns the name of a node for the log: whoever asks may call himself anything."""
+    return node.id if len(node.id) <= _LONGEST_NODE else node.id[:_LONGEST_NODE] + "..."
 
 
 class Compiler:

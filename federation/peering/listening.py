@@ -26,7 +26,9 @@ TYPES = (TypeUrl.MEMBER, TypeUrl.EXPORT, TypeUrl.BEAT)
 _MAX_RESPONSE = 256 * 1024 * 1024
 """Bytes: a first response holds all that a peer offers; 100,000 endpoints are some 20 MB. gRPC's own limit is 4 MB."""
 _MOST_WAITING = 8
-"""Responses not kept yet. A peer sends one of a type and waits for the answer: more is no peer of ours."""
+"""Responses not kept yet. A peer sends one of a type and waits for the answer: more is no peer of ours. Together they
+have no more bytes than one response may have."""
+_LONGEST_VERSION = 64  # characters; ours is a hash of 16
 _CLOSE_TIMEOUT = timedelta(seconds=1)
 
 _UNSAID = "Internal error from Core"
@@ -114,6 +116,7 @@ class _Session:
         self._incoming: asyncio.Queue[Received] = asyncio.Queue(_MOST_WAITING)
         self._outgoing: asyncio.Queue[DeltaDiscoveryRequest] = asyncio.Queue()
         self._rest: list[DeltaDiscoveryRequest] = []
+        self._waiting_bytes = 0
 
     def open(self, node: Node, held: Mapping[TypeUrl, Mapping[str, str]]) -> None:
         first, *self._rest = self._client.open(held, node)
@@ -137,10 +140,17 @@ class _Session:
                 self._outgoing.put_nowait(self._rest.pop(0))
             try:
                 received = self._client.receive(response)
+                if any(len(resource.version) > _LONGEST_VERSION for resource in received.upserts):
+                    return f"not understood: a version of more than {_LONGEST_VERSION} characters"
                 if received.type_url is TypeUrl.BEAT:
                     self._outgoing.put_nowait(self._client.acknowledge(received))
+                    if len(self._client.held[TypeUrl.BEAT]) > 1:
+                        return "not understood: the beat of more than one cluster"
                 else:
                     self._incoming.put_nowait(received)
+                    self._waiting_bytes += _size(received)
+                    if self._waiting_bytes > _MAX_RESPONSE:
+                        return "the peer sends without waiting for answers"
             except InvalidResponse as error:
                 return f"not understood: {error}"
             except asyncio.QueueFull:
@@ -151,6 +161,7 @@ class _Session:
             received = await self._incoming.get()
             try:
                 refusal = await self._keep(received)
+                self._waiting_bytes -= _size(received)
             except (EtcdUnavailable, EtcdRefused) as error:
                 return str(error)
             answer = self._client.reject(received, refusal) if refusal else self._client.acknowledge(received)
@@ -173,6 +184,12 @@ class _Session:
                 return _say(await self._call.code(), await self._call.details())
         except TimeoutError:
             return "without a status"
+
+
+def _size(received: Received) -> int:
+    return sum(len(resource.name) + len(resource.body) for resource in received.upserts) + sum(
+        map(len, received.removed)
+    )
 
 
 def _say(code: grpc.StatusCode, details: str | None) -> str:

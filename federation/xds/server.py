@@ -22,7 +22,9 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
     # A whole configuration may be larger than the default of 4 MB, and could then never be delivered.
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    # A request is read before it is known who asks. Of an Envoy that comes back it names all that it has: 100,000
+    # resources are some 20 MB.
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     # After a restart thousands of proxies come back at once; those beyond the default of 1,000 would be cancelled.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),

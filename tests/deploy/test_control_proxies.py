@@ -106,6 +106,30 @@ async def test_a_gateway_says_where_it_listens(etcd: Etcd) -> None:
             await admissions.admit(node("east/shop/cart-1"), token)
 
 
+async def test_a_stranger_learns_nothing_and_costs_nothing(etcd: Etcd, caplog: pytest.LogCaptureFixture) -> None:
+    async with EtcdClient((etcd.url,)) as client:
+        admissions = Admissions(SETTINGS, client)
+        for name in ("west/shop/cart-1", "x" * 10_000_000):
+            with pytest.raises(Unauthenticated, match="unknown in this cluster") as refusal:
+                await admissions.admit(node(name), attestation.new_token())
+            assert "east" not in str(refusal.value)
+        token = await a_token(client, "cart")
+        with pytest.raises(Refused) as refusal:
+            await admissions.admit(node("east/shop/" + "x" * 10_000_000), token)
+        assert len(str(refusal.value)) < 1000
+    assert len(caplog.records) == 3
+    assert all(len(str(vars(record))) < 3000 for record in caplog.records)
+
+
+async def test_a_gateway_listens_on_an_address(etcd: Etcd) -> None:
+    async with EtcdClient((etcd.url,)) as client:
+        admissions = Admissions(SETTINGS, client)
+        for address in ("", "gateway.test", "0.0.0.0:1", "x" * 10_000_000):
+            with pytest.raises(Refused) as refusal:
+                admissions.scope(a_picture(), node("east/gateway-1", address=address), gateway_identity(EAST))
+            assert len(str(refusal.value)) < 1000
+
+
 async def test_known_proxies_come_back_while_etcd_is_away_and_strangers_wait(etcd: Etcd) -> None:
     async with EtcdClient((etcd.url,)) as client:
         admissions = Admissions(SETTINGS, client)

@@ -39,13 +39,13 @@ from tests.support.federation import (
     CART,
     SHOP,
     ClusterUnderTest,
-    eventually,
     exported_service,
     pod,
     serve,
     start_cluster,
 )
 from tests.support.trust import DOMAIN, EAST, WEST, make_authorities
+from tests.support.waiting import eventually
 from trust.authority import Intermediate
 from trust.certificates import certificate_pem, key_pem, make_leaf, new_key
 from trust.issuance import Issuer, X509Svid
@@ -264,6 +264,31 @@ async def test_a_peer_has_no_more_kept_than_it_may(east: ClusterUnderTest, autho
         await eventually(lambda: control.addresses(WEST) == ["10.0.0.2"])
 
 
+@pytest.mark.parametrize(
+    ("says", "problem"),
+    [
+        (
+            {TypeUrl.BEAT: {name: make_resource(name, b"{}") for name in ("west", "more")}},
+            "the beat of more than one cluster",
+        ),
+        (
+            {TypeUrl.EXPORT: {"shop/cart": Resource("shop/cart", "v" * 65, truth())}},
+            "a version of more than 64 characters",
+        ),
+    ],
+)
+async def test_a_peer_cannot_have_anything_remembered_that_is_not_kept(
+    east: ClusterUnderTest, authorities: Authorities, says: ResourceSet, problem: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        liar, west = await start_liar(stack, authorities, issue(authorities, control_identity(WEST)))
+        liar.says = says
+        control = await stack.enter_async_context(east.control(*exported_service()))
+        await control.introduce(west)
+        await eventually(lambda: bool(control.peers.status()) and problem in control.peer(WEST).problem)
+        assert not control.picture.imports
+
+
 @pytest.mark.parametrize("who", ["another cluster", "a workload", "a stranger", "forged"])
 async def test_nobody_but_the_control_plane_of_a_peer_is_listened_to(
     east: ClusterUnderTest, authorities: Authorities, who: str
@@ -310,6 +335,8 @@ async def test_only_control_planes_of_other_clusters_are_served(
             assert reason.startswith("unavailable") or reason == "the connection broke"
         svid = issue(authorities, control_identity(WEST))
         assert "cannot be believed" in await call(east, svid, msgspec.structs.replace(west, name=SOUTH))
+        endless = msgspec.structs.replace(west, certificate="x" * (65 * 1024 * 1024))
+        assert "resource exhausted" in await call(east, svid, endless)
         assert control.picture.members.keys() <= {EAST}
         assert not control.offer.listeners()
 
