@@ -63,15 +63,7 @@ def _render(report: Report) -> list[RenderableType]:
     )
     if not report.findings:
         return [counts]
-    rows = [
-        (_place(each), each.severity.value, each.object or "-", each.field or "-", each.message, each.hint or "-")
-        for each in report.findings
-    ]
-    return [printed.table(["FILE:LINE", "SEVERITY", "OBJECT", "FIELD", "MESSAGE", "HINT"], rows), "", counts]
-
-
-def _place(finding: Finding) -> str:
-    return f"{finding.where}:{finding.line}" if finding.line else finding.where
+    return [printed.findings_table(report.findings), "", counts]
 
 
 def _count(number: int, noun: str) -> str:

@@ -14,6 +14,8 @@ import yaml
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from federation.model import Finding
+
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 _WIDTH_OF_A_PIPE = 10_000  # columns: rich would take 80 when stdout is no terminal, and cut names in two
@@ -60,6 +62,23 @@ def table(columns: Iterable[str], rows: Iterable[Sequence[str]], *, title: str |
     for row in rows:
         made.add_row(*(cell.replace("[", r"\[") for cell in row))
     return made
+
+
+def findings_table(findings: Iterable[Finding], *, clusters: Sequence[str] = ()) -> Table:
+    """Makes the table of what is wrong with manifests; `clusters` says for each finding whose it is, or is empty.
+
+    Message and hint stand below each other: side by side they would leave each other ten letters of a terminal.
+    """
+    rows = []
+    for finding in findings:
+        where = f"{finding.where}:{finding.line}" if finding.line else finding.where
+        what = f"{finding.field}: {finding.message}" if finding.field else finding.message
+        hint = f"\nhint: {finding.hint}" if finding.hint else ""
+        rows.append((where, finding.severity.value, finding.object or "-", what + hint))
+    columns = ["FILE:LINE", "SEVERITY", "OBJECT", "WHAT IS WRONG"]
+    if clusters:
+        return table(["CLUSTER", *columns], [(name, *row) for name, row in zip(clusters, rows, strict=True)])
+    return table(columns, rows)
 
 
 def ago(moment: datetime | None, now: datetime | None = None) -> str:

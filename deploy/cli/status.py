@@ -11,8 +11,9 @@ import msgspec
 from rich.console import RenderableType
 
 from deploy.admin_client import AdminClient, ControlUnreachable
-from deploy.cli.output import ago, output_option, show, span, table
+from deploy.cli.output import ago, findings_table, output_option, show, span, table
 from deploy.cli.targets import Targets, target_options
+from deploy.failures import CommandFailed
 from federation.reports import ProxyReport, ServiceReport, StatusReport, TypeReport
 
 
@@ -29,7 +30,8 @@ class Silent(msgspec.Struct, frozen=True):
 def status(targets: Targets, output: str) -> None:
     """Show how each control plane is, and what is wrong with the objects it was given.
 
-    With --cluster the answer is one object instead of a list. Fails when a control plane does not answer.
+    PODS are the ready of all, PROXIES those in step of all. The replica with a star leads. With --cluster the answer is
+    one object instead of a list. Fails when a control plane does not answer.
     """
     answers = asyncio.run(_status_of_all(targets.all()))
     show(answers[0] if targets.is_one else answers, output, lambda: _render_status(answers, datetime.now(UTC)))
@@ -56,13 +58,31 @@ def services(targets: Targets, output: str, namespace: str) -> None:
 @target_options
 @output_option
 def proxies(targets: Targets, output: str) -> None:
-    """List the proxies of each cluster: what they acknowledged, what they rejected and why."""
+    """List the proxies of each cluster: what they acknowledged, what they rejected and why.
 
-    async def ask() -> tuple[ProxyReport, ...]:
-        return tuple(chain.from_iterable([await _proxies_of(client) for client in targets.all().values()]))
+    CDS to SDS are the clusters, endpoints, listeners, routes and secrets that a proxy acknowledged. Fails when a
+    control plane does not answer, after it has shown the proxies of the others.
+    """
+    by_cluster = asyncio.run(_proxies_of_all(targets.all()))
+    silent = [answer for answer in by_cluster if isinstance(answer, Silent)]
+    answer = tuple(chain.from_iterable(each for each in by_cluster if not isinstance(each, Silent)))
+    if answer or not silent:
+        show(answer, output, lambda: _render_proxies(answer, datetime.now(UTC)))
+    if silent:
+        reasons = "; ".join(each.error for each in silent)
+        raise CommandFailed(reasons, "its proxies go on with what they have; `isthmus lab status` shows a lab")
 
-    answer = asyncio.run(ask())
-    show(answer, output, lambda: _render_proxies(answer, datetime.now(UTC)))
+
+async def _proxies_of_all(clients: Mapping[str, AdminClient]) -> tuple[tuple[ProxyReport, ...] | Silent, ...]:
+    async def ask(name: str, client: AdminClient) -> tuple[ProxyReport, ...] | Silent:
+        try:
+            return await _proxies_of(client)
+        except ControlUnreachable as error:
+            return Silent(name, error.message)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(ask(name, client)) for name, client in clients.items()]
+    return tuple(task.result() for task in tasks)
 
 
 async def _proxies_of(first: AdminClient) -> tuple[ProxyReport, ...]:
@@ -92,10 +112,9 @@ async def _status_of_all(clients: Mapping[str, AdminClient]) -> tuple[StatusRepo
 
 def _render_status(answers: Sequence[StatusReport | Silent], now: datetime) -> list[RenderableType]:
     rows = []
-    findings: list[tuple[str, ...]] = []
     for answer in answers:
         if isinstance(answer, Silent):
-            rows.append((answer.cluster, "-", f"silent: {answer.error}", *"-" * 7))
+            rows.append((answer.cluster, "-", "silent", *"-" * 8))
             continue
         state = "ready" if answer.is_ready else f"waits for {', '.join(answer.waiting_for)}"
         rows.append(
@@ -104,7 +123,8 @@ def _render_status(answers: Sequence[StatusReport | Silent], now: datetime) -> l
                 answer.replica + ("*" if answer.is_leader else ""),
                 state if answer.is_joined else "not joined",
                 str(answer.clusters),
-                f"{answer.services} ({answer.exports} exported)",
+                str(answer.services),
+                str(answer.exports),
                 str(answer.imports),
                 f"{answer.ready_pods}/{answer.pods}",
                 f"{answer.proxies_in_step}/{answer.proxies}",
@@ -112,22 +132,16 @@ def _render_status(answers: Sequence[StatusReport | Silent], now: datetime) -> l
                 ago(answer.started, now),
             )
         )
-        findings += [
-            (
-                answer.cluster,
-                finding.severity,
-                f"{finding.where}:{finding.line}" if finding.line else finding.where,
-                finding.object,
-                finding.field,
-                finding.message,
-                finding.hint,
-            )
-            for finding in answer.findings
-        ]
-    columns = ["CLUSTER", "REPLICA", "STATE", "MEMBERS", "SERVICES", "IMPORTS", "PODS READY", "PROXIES IN STEP"]
+    columns = ["CLUSTER", "REPLICA", "STATE", "MEMBERS", "SERVICES", "EXPORTS", "IMPORTS", "PODS", "PROXIES"]
     shown: list[RenderableType] = [table([*columns, "CERT LEFT", "AGE"], rows)]
-    if findings:
-        shown += ["", table(["CLUSTER", "SEVERITY", "FILE", "OBJECT", "FIELD", "MESSAGE", "HINT"], findings)]
+    silent = [(answer.cluster, answer.error) for answer in answers if isinstance(answer, Silent)]
+    if silent:
+        shown += ["", table(["CLUSTER", "WHY IT IS SILENT"], silent)]
+    answered = [answer for answer in answers if isinstance(answer, StatusReport) and answer.findings]
+    if answered:
+        findings = [finding for answer in answered for finding in answer.findings]
+        whose = [answer.cluster for answer in answered for _ in answer.findings]
+        shown += ["", findings_table(findings, clusters=whose)]
     return shown
 
 
@@ -165,7 +179,7 @@ def _render_proxies(answer: Sequence[ProxyReport], now: datetime) -> list[Render
         )
         for proxy in answer
     ]
-    columns = ["PROXY", "ROLE", "REPLICA", "STATE", "CLUSTERS", "ENDPOINTS", "LISTENERS", "ROUTES", "SECRETS", "AGE"]
+    columns = ["PROXY", "ROLE", "REPLICA", "STATE", "CDS", "EDS", "LDS", "RDS", "SDS", "AGE"]
     rejected = [
         (proxy.node, rejection.type, rejection.name, rejection.message, ago(rejection.since, now))
         for proxy in answer

@@ -47,7 +47,11 @@ def test_a_broken_object_exits_with_1_and_shows_file_line_object_field_message_a
     path.write_text(SERVICE.replace("port: 80", "prot: 80"))
     result = run(path)
     assert result.exit_code == 1
-    assert result.output.splitlines()[0].split() == ["FILE:LINE", "SEVERITY", "OBJECT", "FIELD", "MESSAGE", "HINT"]
+    header, finding, hint, *_ = result.output.splitlines()
+    assert header.split() == ["FILE:LINE", "SEVERITY", "OBJECT", "WHAT", "IS", "WRONG"]
+    assert finding.split(maxsplit=2)[:2] == [f"{path}:11", "error"]
+    assert finding.rstrip().endswith("Service shop/cart  spec.ports[0].prot: `port` is missing")
+    assert hint.strip() == "hint: is `prot` a misspelling of it?"
     result = run(path, "-o", "json")
     assert result.exit_code == 1
     report = json.loads(result.output)

@@ -168,3 +168,17 @@ async def test_metrics_and_probes_are_open_to_all(east: Control) -> None:
             text = await response.text()
     assert "isthmus_revision" in text
     assert 'isthmus_objects{kind="service"} 0.0' in text
+
+
+async def test_a_control_plane_that_is_silent_hides_no_other(east: Control, tmp_path: Path) -> None:
+    contexts, nobody = tmp_path / "contexts.json", f"http://{east.address}:15021"
+    contexts.write_text(json.dumps({"gone": {"admin": nobody}, "east": east.context}))
+    shown = await isthmus("status", contexts=contexts)
+    assert shown.code == 1
+    assert f"no answer from the control plane at {nobody}: Connection refused" in shown.stdout
+    gone, other = shown.stdout.splitlines()[1:3]
+    assert gone.split()[:3] == ["gone", "-", "silent"]
+    assert other.split()[:2] == ["east", "control-1"]
+    shown = await isthmus("proxies", contexts=contexts)
+    assert shown.code == 1
+    assert f"error: no answer from the control plane at {nobody}: Connection refused\nhint: " in shown.stderr
