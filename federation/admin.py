@@ -132,7 +132,7 @@ def _json(value: object, status: int = 200) -> web.Response:
 async def _body(request: web.Request, expected: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(await request.read(), type=expected)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdminRefused(
             f"the body is no {expected.__name__}: {error}", "see federation/admin.py", status=400
         ) from error
@@ -155,7 +155,7 @@ def _only_with(token: str) -> Middleware:
 
     @web.middleware
     async def check(request: web.Request, handler: _Handler) -> web.StreamResponse:
-        given = request.headers.get("authorization", "").encode()
+        given = request.headers.get("authorization", "").encode(errors="surrogateescape")  # as the bytes came
         if request.path.startswith("/v1/") and not hmac.compare_digest(given, expected):
             raise AdminRefused(
                 "the admin token is missing or wrong",

@@ -13,6 +13,7 @@ from trust import files
 from trust.issuance import LEAF_LIFETIME
 
 _TOKEN_BYTES = 32
+_SHORTEST_TOKEN = 20  # characters; an empty file would open the API to everybody who sends an empty token
 
 
 class ControlOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +34,10 @@ class ControlOptions(msgspec.Struct, frozen=True, kw_only=True):
     leaf_lifetime: timedelta = LEAF_LIFETIME
     ca_passphrase: bytes | None = None
 
+    def __repr__(self) -> str:
+        """Leaves the passphrase out: what is printed ends in logs."""
+        return f"ControlOptions({self.settings.name}, replica={self.replica}, data={self.data})"
+
     @property
     def admin_token_file(self) -> Path:
         """Where the admin token is kept (mode 0600); made at the first start."""
@@ -48,4 +53,10 @@ def admin_token(options: ControlOptions) -> str:
     with contextlib.suppress(files.FileExists):
         if not options.admin_token_file.exists():
             files.create(options.admin_token_file, (secrets.token_urlsafe(_TOKEN_BYTES) + "\n").encode())
-    return files.read(options.admin_token_file).decode().strip()
+    token = files.read(options.admin_token_file).decode(errors="replace").strip()
+    if len(token) < _SHORTEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+        raise files.FileRefused(
+            f"{options.admin_token_file} holds no token of {_SHORTEST_TOKEN} characters or more",
+            "remove the file: a new token is made at the next start",
+        )
+    return token
