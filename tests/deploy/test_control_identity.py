@@ -12,7 +12,7 @@ from cryptography import x509
 from deploy.control.identity import OwnIdentity, ProxySecrets
 from federation.model import Audience, Locality, NetworkName, ProxyRole, ProxyScope
 from federation.names import WORKLOAD_SECRET
-from tests.support.control import free_address
+from tests.support.addresses import free_address
 from tests.support.trust import DOMAIN, EAST, make_authorities, make_issuers
 from trust.certificates import spiffe_identity
 from trust.issuance import Issuer

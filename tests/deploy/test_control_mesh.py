@@ -12,12 +12,12 @@ import aiohttp
 import pytest
 
 from federation.model import Liveness
+from tests.support.addresses import free_address
 from tests.support.control import (
     DOMAIN,
     PATIENCE,
     Control,
     export,
-    free_address,
     isthmus,
     join,
     pod,
@@ -28,7 +28,7 @@ from tests.support.control import (
     until,
     write_contexts,
 )
-from tests.support.envoy import eventually
+from tests.support.waiting import eventually
 from trust.authority import Root
 from trust.spiffe import MeshDomain
 

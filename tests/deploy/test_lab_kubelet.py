@@ -10,7 +10,7 @@ import yaml
 
 from deploy.lab.kubelet import Instance, Kubelet, answers
 from deploy.lab.plan import Cluster, Workload, read_plan
-from tests.support.envoy import eventually
+from tests.support.waiting import eventually
 
 ADDRESS = "127.106.3.60"
 FILE = """\

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from deploy.lab.processes import Child, Command, Guard, StartFailed, State, memory
-from tests.support.envoy import eventually
+from tests.support.waiting import eventually
 
 PATIENCE = 20.0
 SLEEPER = (sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)")

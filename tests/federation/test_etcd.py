@@ -25,7 +25,8 @@ from federation.etcd import (
     Put,
     Unchanged,
 )
-from tests.support.etcd import Etcd, free_address, start_etcd
+from tests.support.addresses import free_address
+from tests.support.etcd import Etcd, start_etcd
 
 
 @pytest.fixture

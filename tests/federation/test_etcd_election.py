@@ -13,6 +13,7 @@ from federation.etcd.election import Election, Leadership
 from federation.names import LEADER_KEY
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.relay import Relay, start_relay
+from tests.support.waiting import eventually
 
 DEADLINE = 30.0  # seconds, for a slow machine
 TTL = timedelta(seconds=2)
@@ -47,12 +48,6 @@ class Office:
             assert self.events == list(events)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110 - a property has nothing to wait for
-            await asyncio.sleep(0.02)
-
-
 @pytest.fixture
 async def etcd(tmp_path: Path) -> AsyncIterator[Etcd]:
     async with start_etcd(tmp_path) as server:
@@ -77,10 +72,10 @@ async def test_one_leads_and_another_takes_over_when_it_stops(client: EtcdClient
         task = group.create_task(first.run(office.lead))
         await office.until(("one", "began"))
         heir = group.create_task(second.run(office.lead))
-        await until(lambda: first.leader == second.leader == "one")
+        await eventually(lambda: first.leader == second.leader == "one")
         task.cancel()
         await office.until(("one", "began"), ("one", "ended"), ("two", "began"))
-        await until(lambda: second.leader == "two")
+        await eventually(lambda: second.leader == "two")
         heir.cancel()
     assert await client.get(LEADER_KEY) is None
     assert first.leader is None

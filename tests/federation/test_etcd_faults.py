@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from federation.etcd import EtcdClient, EtcdUnavailable, Event, Listing
-from tests.support.etcd import Etcd, free_address, start_etcd
+from tests.support.addresses import free_address
+from tests.support.etcd import Etcd, start_etcd
 from tests.support.relay import Relay, start_relay
 
 DEADLINE = 30.0  # seconds, for a slow machine; what is waited for takes 0.1 to 5

@@ -15,12 +15,12 @@ from tests.support.federation import (
     SHOP,
     ClusterUnderTest,
     ControlUnderTest,
-    eventually,
     exported_service,
     pod,
     start_cluster,
 )
 from tests.support.trust import EAST, WEST, make_issuers
+from tests.support.waiting import eventually
 from trust.spiffe import ClusterName
 
 SOUTH = ClusterName("south")

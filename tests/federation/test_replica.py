@@ -38,7 +38,7 @@ from federation.peering.replica import ORIGIN, Replica
 from federation.snapshot import Change, Section
 from federation.store import MeshStore
 from tests.support.etcd import Etcd, start_etcd
-from tests.support.federation import eventually
+from tests.support.waiting import eventually
 from trust.spiffe import ClusterName, MeshDomain, Namespace, ServiceAccount
 
 EAST, WEST = ClusterName("east"), ClusterName("west")

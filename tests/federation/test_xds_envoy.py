@@ -22,7 +22,7 @@ from tests.support.ads import (
     trust_secret,
     upstream,
 )
-from tests.support.envoy import eventually
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

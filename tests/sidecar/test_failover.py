@@ -9,9 +9,10 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.support.envoy import PATIENCE, eventually
+from tests.support.envoy import PATIENCE
 from tests.support.running_mesh import Mesh, run_mesh
 from tests.support.two_clusters import HTTP_PORT, far
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -36,7 +36,8 @@ from federation.store import MeshStore
 from federation.xds.ads import AdsServer, ProxyNode, ProxyStatus
 from federation.xds.resources import Resource, ResourceSet, TypeUrl, make_resource
 from federation.xds.server import SERVER_OPTIONS, Unauthenticated
-from tests.support.envoy import Envoy, eventually, start_envoy
+from tests.support.envoy import Envoy, start_envoy
+from tests.support.waiting import eventually
 from trust.spiffe import ClusterName, Identity, Namespace, ServiceAccount
 
 TOKEN = "open sesame"

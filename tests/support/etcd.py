@@ -2,34 +2,21 @@
 
 import asyncio
 import os
-import secrets
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+
+from tests.support.addresses import free_address
 
 _BIN = Path(sys.executable).parent
 _DEADLINE = 20.0  # seconds; etcd is up in 0.3 s on a quiet machine
 _POLL = 0.02  # seconds
 _CLIENT_PORT, _PEER_PORT, _HEALTH_PORT = 2379, 2380, 2381
-
-
-def free_address() -> str:
-    """Returns an address of 127.102.0.0/16 where nobody listens on etcd's ports: test runs side by side do not meet."""
-    while True:
-        address = f"127.102.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
-        try:
-            for port in (_CLIENT_PORT, _PEER_PORT, _HEALTH_PORT):
-                with closing(socket.create_server((address, port))):
-                    pass
-        except OSError:
-            continue
-        return address
 
 
 class Etcd:

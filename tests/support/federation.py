@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,8 +45,6 @@ from trust.spiffe import ClusterName, Namespace, ServiceAccount, control_identit
 
 SHOP = Namespace("shop")
 CART = ServiceKey(SHOP, "cart")
-_DEADLINE = 30  # seconds
-_POLL = 0.01  # seconds
 
 
 def pod(name: str, *, ready: bool = True, app: str = "cart") -> Change:
@@ -67,13 +65,6 @@ def exported_service(name: str = "cart") -> list[Change]:
     key = ServiceKey(SHOP, name)
     service = Service(key, (ServicePort(80, Protocol.HTTP, target=8080),), (("app", name),))
     return [Change(Section.SERVICES, key, service), Change(Section.EXPORTS, key, ServiceExport(key))]
-
-
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Returns once `holds()`; fails when it does not in time."""
-    async with asyncio.timeout(_DEADLINE):
-        while not holds():  # noqa: ASYNC110 - what is waited for happens in many places, some in other processes
-            await asyncio.sleep(_POLL)
 
 
 class ControlUnderTest:

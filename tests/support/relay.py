@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from tests.support.etcd import free_address
+from tests.support.addresses import free_address
 
 _CHUNK = 65536  # bytes
 

@@ -8,7 +8,6 @@ from tests.support.mesh import Isthmus, eventually
 from tests.system.conftest import CART
 
 CLIENT = "east/shop/client"
-LOCAL = "http://cart.shop.svc.cluster.local/"
 
 
 def removed_resources(mesh: Isthmus) -> dict[str, int]:
