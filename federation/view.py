@@ -28,6 +28,8 @@ from trust.spiffe import ClusterName, MeshDomain
 # Distance, nearest first. Gaps close when priorities are made: Envoy wants them without holes.
 _SAME_ZONE, _SAME_REGION, _SAME_CLUSTER = 0, 1, 2
 _PEER_SAME_ZONE, _PEER_SAME_REGION, _PEER_SAME_CLOUD, _PEER_ELSEWHERE = 3, 4, 5, 6
+_Ranked = tuple[int, ClusterName, Endpoint, "Path"]
+"""An endpoint by its distance, with its member and how it is reached."""
 _STALE = 10
 """Added for a member that has been silent too long: kept, but after everybody who is heard."""
 
@@ -185,10 +187,12 @@ def _group(key: ServiceKey, host: str, offers: list[_Offer], audience: Audience)
 
 
 def _place(key: ServiceKey, host: str, offers: tuple[_Offer, ...], audience: Audience) -> ResolvedService:
-    ranked = sorted(
-        (_distance(audience, offer, endpoint), offer.member.name, endpoint, offer.path)
-        for offer in offers
-        for endpoint in offer.endpoints
+    ranked = _once_by_address(
+        sorted(
+            (_distance(audience, offer, endpoint), offer.member.name, endpoint, offer.path)
+            for offer in offers
+            for endpoint in offer.endpoints
+        )
     )
     priority: Mapping[int, int] = {rank: n for n, rank in enumerate(sorted({rank for rank, *_ in ranked}))}
     return ResolvedService(
@@ -197,6 +201,22 @@ def _place(key: ServiceKey, host: str, offers: tuple[_Offer, ...], audience: Aud
         ports=offers[0].ports,
         endpoints=tuple(PlacedEndpoint(name, endpoint, priority[rank], path) for rank, name, endpoint, path in ranked),
     )
+
+
+def _once_by_address(ranked: Iterable[_Ranked]) -> list[_Ranked]:
+    """Leaves out what another, nearer one has the address of: Envoy knows an address once in a cluster.
+
+    A member that says to be on this network and names pods of ours would otherwise take their place.
+    """
+    taken: set[str] = set()
+    kept = []
+    for one in ranked:
+        _, _, endpoint, path = one
+        if path is Path.TUNNEL or endpoint.address not in taken:
+            kept.append(one)
+        if path is Path.DIRECT:
+            taken.add(endpoint.address)
+    return kept
 
 
 def _distance(audience: Audience, offer: _Offer, endpoint: Endpoint) -> int:

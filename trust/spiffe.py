@@ -28,7 +28,9 @@ GATEWAY_ACCOUNT = ServiceAccount("gateway")
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _URI = re.compile(r"spiffe://(?P<cluster>[^./]+)\.(?P<domain>[^/]+)/ns/(?P<namespace>[^/]+)/sa/(?P<account>[^/]+)")
-_MAX_DOMAIN = 150  # leaves room for the labels that we put before it: a DNS name has at most 253 characters
+_MAX_DOMAIN = 53
+# What we put before it, `65535.<name>.<namespace>.svc.<cluster>.`, has up to 202 characters, and Envoy takes an SNI of
+# 255: one service whose name was longer would make it refuse all clusters that come with it.
 
 
 class InvalidName(ValueError):

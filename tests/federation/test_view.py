@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +129,18 @@ def test_the_same_network_is_reached_directly_and_needs_no_gateway() -> None:
     view = resolve(mesh(member(WEST, "us", "one", network="east")), SETTINGS, HERE)
     assert {placed.path for service in view.services for placed in service.endpoints} == {Path.DIRECT}
     assert view.peers == ()
+
+
+@pytest.mark.parametrize("network", ["east", "west"])
+def test_a_member_cannot_take_the_place_of_an_endpoint_by_claiming_its_address(network: str) -> None:
+    snapshot = mesh(member(WEST, "eu", "one", network=network))
+    thief = Endpoint(pod("near", "a").address, "thief", ServiceAccount("cart"), Locality("eu", "a", "one"))
+    claimed = msgspec.structs.replace(exported(WEST), endpoints=(thief,))
+    snapshot = apply(snapshot, [Change(Section.IMPORTS, (WEST, CART), claimed)])
+    found = order(by_host(snapshot)["cart.shop.svc.clusterset.local"])
+    assert found[:2] == [("east", "near", 0), ("east", "farther", 1)]
+    # Behind a gateway it is another address, though it is spelled the same.
+    assert found[2:] == ([] if network == "east" else [("west", "thief", 2)])
 
 
 def test_a_member_that_cannot_be_reached_is_left_out() -> None:
