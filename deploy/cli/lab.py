@@ -6,12 +6,14 @@ also with /app or /sidecar. Without N it means all of them; for `exec` and `load
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import click
 from rich.console import Console
@@ -55,6 +57,23 @@ class _Duration(click.ParamType[timedelta]):
             return parse_duration(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class _Url(click.ParamType[str]):
+    """A URL that a workload calls through its sidecar."""
+
+    name = "url"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuses what could not leave: nothing would be sent, and all requests counted as failed."""
+        try:
+            parts = urlsplit(str(value))
+            is_right = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_right = False
+        if not is_right:
+            self.fail(f"{value!r} is not http://HOST[:PORT][/PATH] (the sidecars encrypt by themselves)", param, ctx)
+        return str(value)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -185,21 +204,24 @@ _action(Action.RESUME, "Let a paused TARGET go on.")
 @click.argument("other", metavar="B")
 @click.option("--refuse", is_flag=True, help="Refuse and reset connections; without it a black hole swallows them.")
 @_name_option
-def cut(one: str, other: str, *, refuse: bool, name: str) -> None:
+@output_option
+def cut(one: str, other: str, output: str, *, refuse: bool, name: str) -> None:
     """Cut the link between clusters A and B, in both directions."""
     state = LinkState.REFUSING if refuse else LinkState.SILENT
-    _ask(name, lambda client: client.set_link(one, other, state))
-    click.echo(f"The link between {one} and {other} is cut: {'refused' if refuse else 'nothing comes through'}.")
+    report = _ask(name, lambda client: client.set_link(one, other, state))
+    how = "refused" if refuse else "nothing comes through"
+    show(report, output, lambda: f"The link between {one} and {other} is cut: {how}.")
 
 
 @lab.command()
 @click.argument("one", metavar="A")
 @click.argument("other", metavar="B")
 @_name_option
-def heal(one: str, other: str, *, name: str) -> None:
+@output_option
+def heal(one: str, other: str, output: str, *, name: str) -> None:
     """Heal the link between clusters A and B."""
-    _ask(name, lambda client: client.set_link(one, other, LinkState.OPEN))
-    click.echo(f"The link between {one} and {other} is open.")
+    report = _ask(name, lambda client: client.set_link(one, other, LinkState.OPEN))
+    show(report, output, lambda: f"The link between {one} and {other} is open.")
 
 
 @lab.command()
@@ -227,7 +249,7 @@ def demo(output: str, *, rate: float, name: str) -> None:
 
 @lab.command()
 @click.argument("target")
-@click.argument("url")
+@click.argument("url", type=_Url())
 @click.option("--rate", type=click.FloatRange(min=0.1), default=100, show_default=True, help="Requests per second.")
 @click.option("--duration", type=_Duration(), default="10s", show_default=True, help="How long, such as 30s.")
 @click.option("--method", "methods", multiple=True, default=("GET",), help="Give it several times to take turns.")
@@ -236,7 +258,10 @@ def demo(output: str, *, rate: float, name: str) -> None:
 def load(
     target: str, url: str, output: str, *, rate: float, duration: timedelta, methods: Sequence[str], name: str
 ) -> None:
-    """Call URL as TARGET's program would, on schedule whatever happens, and count the answers. Exit 1 if any failed."""
+    """Call URL as TARGET's program would, on schedule whatever happens, and count the answers.
+
+    Ctrl-C ends it early and shows what was seen. Exit 1 if any request failed, or none was sent.
+    """
 
     async def run(client: LabClient) -> LoadReport:
         surroundings = await client.environment(target)
@@ -245,12 +270,19 @@ def load(
         generator = Load(
             url, proxy=surroundings.variables["http_proxy"], rate=rate, methods=[each.upper() for each in methods]
         )
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            generator.stop()
+            loop.remove_signal_handler(signal.SIGINT)  # a second Ctrl-C does not wait for the last answers
+
+        loop.add_signal_handler(signal.SIGINT, stop)
         await generator.run(duration)
         return summarise(generator.attempts, url, rate)
 
     report = _ask(name, run)
     show(report, output, lambda: display.render_load(report))
-    if report.failed:
+    if report.failed or not report.sent:
         sys.exit(1)
 
 

@@ -44,18 +44,19 @@ def next_steps(report: LabReport) -> str:
     """Returns what one may do with a lab that is up."""
     name = "" if report.name == "lab" else f" --name {report.name}"
     lab = "" if report.name == "lab" else f" --lab {report.name}"
-    app = next((process.target for process in report.processes if process.kind is Kind.APP), "")
-    target = app.removesuffix("/app").rpartition("-")[0]
-    if any(process.target.startswith("east/shop/client-1/") for process in report.processes):
-        target = "east/shop/client"
+    apps = [process.target.removesuffix("/app") for process in report.processes if process.kind is Kind.APP]
+    target = apps[0].rpartition("-")[0] if apps else ""
+    url = "http://SERVICE.NAMESPACE.svc.clusterset.local/"
+    if "east/shop/client-1" in apps:  # the bundled example
+        target, url = "east/shop/client", "http://cart.shop.svc.clusterset.local/"
     lines = [
         f"The lab {report.name!r} is up: {len(report.processes)} processes on {report.addresses}. Try:",
         f"  isthmus lab status{name}",
         f"  isthmus clusters{lab}",
     ]
     if target:
-        url = "http://cart.shop.svc.clusterset.local/"
         lines += [
+            *([f"  isthmus services{lab}"] if "SERVICE" in url else []),
             f"  isthmus lab exec{name} {target} -- curl -si {url}",
             f"  isthmus lab load{name} {target} {url} --rate 200 --duration 10s",
         ]

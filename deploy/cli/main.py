@@ -35,6 +35,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 """Command -> (module:attribute, what `isthmus --help` says about it)."""
 
+_INTERRUPTED = 130  # what shells report for a command that SIGINT ended: 128 + 2
+
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called, so that `--help` answers at once."""
@@ -86,8 +88,13 @@ def isthmus(ctx: click.Context, /, **reach: str | None) -> None:
 def main() -> None:
     """Runs the command line and exits."""
     try:
-        # standalone_mode stays on: click prints wrong usage and exits with 2
-        isthmus(prog_name="isthmus")
+        # standalone_mode is off: it would call Ctrl-C "Aborted!" and exit with 1
+        sys.exit(isthmus.main(prog_name="isthmus", standalone_mode=False))
+    except click.ClickException as wrong:
+        wrong.show()
+        sys.exit(wrong.exit_code)
+    except click.Abort:
+        sys.exit(_INTERRUPTED)
     except (CommandFailed, Refusal) as failure:
         report(failure.message, failure.hint)
     except BrokenPipeError:

@@ -5,6 +5,7 @@ is tried once: aiohttp's silent second try on a broken keep-alive connection cou
 """
 
 import asyncio
+import contextlib
 import math
 import os
 from collections import Counter
@@ -112,8 +113,8 @@ class Load:
                 return
             due = start + number / self._rate
             wait = due - loop.time()
-            if wait > 0:
-                await asyncio.sleep(wait)
+            if wait > 0 and await self._stops_within(wait):
+                return
             method = self._methods[number % len(self._methods)]
             number += 1
             if self._in_flight >= MAX_IN_FLIGHT:
@@ -122,6 +123,12 @@ class Load:
                 continue
             self._in_flight += 1
             group.create_task(self._request(session, method, due))
+
+    async def _stops_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        return self._stopping.is_set()
 
     async def _request(self, session: aiohttp.ClientSession, method: str, due: float) -> None:
         now = asyncio.get_running_loop().time

@@ -52,8 +52,10 @@ def load_plan(file: Path) -> Plan:
         return read_plan(file.read_text(), str(file))
     except InvalidLab as error:
         raise InvalidLabFile(error) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandFailed(f"the lab file cannot be read: {error}", "name a YAML file") from error
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be read: {error.strerror}", "name a lab file: YAML") from error
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"{file} is no text: {error}", "name a lab file: YAML in UTF-8") from error
 
 
 def run_here(folder: Folder, file: Path, watch: Watch) -> None:

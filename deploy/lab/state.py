@@ -113,9 +113,10 @@ def claim(lab: Folder) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            named = "" if lab.name == "lab" else f" --name {lab.name}"
             raise NameTaken(
                 f"the lab {lab.name!r} is running already",
-                "`isthmus lab down` ends it; `isthmus lab up --name OTHER` starts a second one",
+                f"`isthmus lab down{named}` ends it; `isthmus lab up --name OTHER` starts a second one",
             ) from error
         yield
     finally:

@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+import pytest
 from aiohttp import web
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.cli.lab import lab
 from deploy.lab.demo import Moment, settled_since, was_in_flight
 from deploy.lab.load import Attempt, Load, parse_upstream, percentile, summarise
 from federation.names import UPSTREAM_HEADER
@@ -150,3 +153,10 @@ def test_an_empty_run_is_summarised_too() -> None:
     report = summarise([], URL, 1)
     assert (report.sent, report.p99, report.answered_by) == (0, 0.0, ())
     assert parse_upstream("nonsense") == ("", "", "", "")
+
+
+@pytest.mark.parametrize("url", ["cart", "https://cart.shop/", "http://", "http://[", "http://cart:99999/"])
+def test_a_url_that_cannot_be_called_is_wrong_usage(url: str) -> None:
+    result = CliRunner().invoke(lab, ["load", "east/shop/client", url])
+    assert result.exit_code == 2
+    assert "is not http://HOST" in result.output

