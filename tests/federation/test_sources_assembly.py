@@ -9,6 +9,7 @@ from federation.model import Service, Severity
 from federation.snapshot import EMPTY, Change, Replace, Section, Snapshot, apply
 from federation.sources.assembly import NOTHING, Assembly, assemble, changes, listing
 from federation.sources.objects import Kind, ObjectKey, Reading, read_objects
+from tests.support.manifests import EXPORT, POD, SERVICE
 from trust.spiffe import Namespace
 
 SHOP = Namespace("shop")
@@ -174,3 +175,31 @@ def test_a_service_that_becomes_headless_leaves_the_picture() -> None:
 
 
 CART_KEY = next(iter(listing(after([("a.yaml", service("cart"))])[1])[Section.SERVICES]))
+
+
+def crossed(*texts: str) -> list[tuple[str, int, str, str]]:
+    readings = {f"{n}.yaml": read_objects(text, f"{n}.yaml") for n, text in enumerate(texts)}
+    findings = [finding for found in assemble(readings).findings.values() for finding in found]
+    return [(each.where, each.line, each.message, each.hint) for each in findings if each.severity is Severity.WARNING]
+
+
+def test_an_export_without_its_service_is_told() -> None:
+    assert crossed(EXPORT, SERVICE) == []
+    elsewhere = SERVICE.replace("namespace: shop", "namespace: other")
+    ((where, line, message, _),) = crossed(EXPORT, elsewhere)
+    assert (where, line) == ("0.yaml", 4)
+    assert message == "nothing is exported: there is no Service shop/cart"
+    ((_, _, message, hint),) = crossed(EXPORT, SERVICE.replace("port: 80", "port: 0"))
+    assert message == "nothing is exported: Service shop/cart has an error"
+    assert hint == "see 1.yaml:4"
+    found = crossed(EXPORT, SERVICE.replace("type: ClusterIP", "clusterIP: None"))
+    assert "nothing is exported: Service shop/cart is left out of the mesh" in [message for _, _, message, _ in found]
+
+
+def test_a_target_port_that_no_pod_names_is_told() -> None:
+    assert crossed(SERVICE, POD) == []
+    assert crossed(SERVICE, POD.replace("app: cart", "app: other").replace("name: web", "name: wev")) == []
+    ((where, line, message, hint),) = crossed(SERVICE, POD.replace("name: web", "name: webb"))
+    assert (where, line) == ("0.yaml", 14)
+    assert "named 'web'" in message
+    assert "`webb`" in hint

@@ -15,72 +15,12 @@ from federation.model import (
     Severity,
     TcpUse,
 )
-from federation.sources.assembly import assemble
 from federation.sources.objects import Kind, ObjectKey, Reading, read_objects
 from federation.sources.services import read_protocol
+from tests.support.manifests import EXPORT, POD, SERVICE
 from trust.spiffe import Namespace, ServiceAccount
 
 SHOP = Namespace("shop")
-
-SERVICE = """\
-apiVersion: v1
-kind: Service
-metadata:
-  name: cart
-  namespace: shop
-  labels: {app.kubernetes.io/name: cart}
-spec:
-  type: ClusterIP
-  selector:
-    app: cart
-  ports:
-    - name: http
-      port: 80
-      targetPort: web
-    - name: db
-      port: 5432
-"""
-EXPORT = """\
-apiVersion: multicluster.x-k8s.io/v1beta1
-kind: ServiceExport
-metadata:
-  name: cart
-  namespace: shop
-"""
-POD = """\
-apiVersion: v1
-kind: Pod
-metadata:
-  name: cart-1
-  namespace: shop
-  labels:
-    app: cart
-    topology.kubernetes.io/region: eu
-    topology.kubernetes.io/zone: a
-    isthmus.dev/cloud: one
-  annotations:
-    isthmus.dev/tcp-uses: redis.shop.svc.clusterset.local:6379@6380, db:5432@5432
-spec:
-  serviceAccountName: cart
-  containers:
-    - name: app
-      ports:
-        - name: web
-          containerPort: 8080
-        - containerPort: 9090
-    - name: other
-      ports:
-        - {name: dns, containerPort: 53, protocol: UDP}
-        - {name: admin, containerPort: 9000}
-status:
-  phase: Running
-  podIP: 127.20.1.5
-  conditions:
-    - type: Initialized
-      status: "True"
-    - type: Ready
-      status: "True"
-"""
 
 
 def one(text: str) -> object:
@@ -382,34 +322,6 @@ def test_what_cannot_be_recognised_makes_the_reading_incomplete(text: str, line:
     assert (finding.line, finding.severity) == (line, Severity.ERROR)
     assert message in finding.message
     assert hint in finding.hint
-
-
-def crossed(*texts: str) -> list[tuple[str, int, str, str]]:
-    readings = {f"{n}.yaml": read_objects(text, f"{n}.yaml") for n, text in enumerate(texts)}
-    findings = [finding for found in assemble(readings).findings.values() for finding in found]
-    return [(each.where, each.line, each.message, each.hint) for each in findings if each.severity is Severity.WARNING]
-
-
-def test_an_export_without_its_service_is_told() -> None:
-    assert crossed(EXPORT, SERVICE) == []
-    elsewhere = SERVICE.replace("namespace: shop", "namespace: other")
-    ((where, line, message, _),) = crossed(EXPORT, elsewhere)
-    assert (where, line) == ("0.yaml", 4)
-    assert message == "nothing is exported: there is no Service shop/cart"
-    ((_, _, message, hint),) = crossed(EXPORT, SERVICE.replace("port: 80", "port: 0"))
-    assert message == "nothing is exported: Service shop/cart has an error"
-    assert hint == "see 1.yaml:4"
-    found = crossed(EXPORT, SERVICE.replace("type: ClusterIP", "clusterIP: None"))
-    assert "nothing is exported: Service shop/cart is left out of the mesh" in [message for _, _, message, _ in found]
-
-
-def test_a_target_port_that_no_pod_names_is_told() -> None:
-    assert crossed(SERVICE, POD) == []
-    assert crossed(SERVICE, POD.replace("app: cart", "app: other").replace("name: web", "name: wev")) == []
-    ((where, line, message, hint),) = crossed(SERVICE, POD.replace("name: web", "name: webb"))
-    assert (where, line) == ("0.yaml", 14)
-    assert "named 'web'" in message
-    assert "`webb`" in hint
 
 
 def test_keys_are_printed_as_users_write_them() -> None:
