@@ -153,7 +153,7 @@ def _federation_cluster() -> cluster_pb2.Cluster:
         type=cluster_pb2.Cluster.EDS,
         eds_cluster_config=builders.eds_config(),
         connect_timeout=builders.milliseconds(500),
-        common_lb_config=builders.common_lb(panic_percent=50),
+        common_lb_config=builders.common_lb(panic_percent=builders.PANIC_PERCENT),
         circuit_breakers=builders.circuit_breakers(),
         upstream_connection_options=builders.tcp_keepalive(),
     )

@@ -87,7 +87,7 @@ def _cluster(name: UpstreamName, member: ClusterName, domain: MeshDomain) -> clu
         type=cluster_pb2.Cluster.EDS,
         eds_cluster_config=builders.eds_config(),
         connect_timeout=builders.milliseconds(1000),
-        common_lb_config=builders.common_lb(panic_percent=50),
+        common_lb_config=builders.common_lb(panic_percent=builders.PANIC_PERCENT),
         circuit_breakers=builders.circuit_breakers(),
         health_checks=[_health_check(sni)],
         close_connections_on_host_health_failure=True,

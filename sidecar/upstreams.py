@@ -43,8 +43,8 @@ _LONGEST_CONNECTION = timedelta(minutes=10)
 _CONNECT_TIMEOUT = timedelta(milliseconds=500)
 _TUNNEL_CONNECT_TIMEOUT = timedelta(seconds=2)  # a cold tunnel costs five round trips, of up to 300 ms each
 _KEEPALIVE = (1000, 2000)
-# Interval and timeout in ms: calls hang on a frozen or vanished sidecar for at most their sum. The timeout is what keeps
-# a busy sidecar from being taken for a dead one: a thousand handshakes at once hold it up for a second.
+# Interval and timeout in ms: calls hang on a frozen or vanished sidecar for at most their sum. The timeout keeps a busy
+# sidecar from being taken for a dead one: a thousand handshakes at once hold it up for a second.
 _CACHED = 16384  # services times localities of one control plane; beyond that, compilation only becomes slower
 _CACHED_HOSTS = 65536  # likewise; about 500 bytes each
 
@@ -113,7 +113,7 @@ def _cluster(upstream: _Upstream) -> Resource:
         eds_cluster_config=builders.eds_config(),
         connect_timeout=builders.duration(_TUNNEL_CONNECT_TIMEOUT if has_tunnel else _CONNECT_TIMEOUT),
         lb_policy=cluster_pb2.Cluster.ROUND_ROBIN,
-        common_lb_config=builders.common_lb(panic_percent=50),
+        common_lb_config=builders.common_lb(panic_percent=builders.PANIC_PERCENT),
         circuit_breakers=builders.circuit_breakers(),
         upstream_connection_options=builders.tcp_keepalive(),
         outlier_detection=_outlier_detection(),
