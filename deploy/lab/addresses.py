@@ -13,7 +13,7 @@ from typing import NewType
 import msgspec
 
 from deploy.lab.plan import Cluster, Plan
-from federation.model import CONTROL_ADMIN_PORT, GATEWAY_PORT, GatewayAddress
+from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, GATEWAY_PORT, MESH_PORT, OUTBOUND_PORT, GatewayAddress
 
 Slot = NewType("Slot", int)
 """Second octet of all addresses of one lab."""
@@ -70,6 +70,17 @@ def assign(plan: Plan, slot: Slot) -> Addresses:
     """Gives every process of a plan its address. The same plan and slot give the same addresses."""
     clusters = {cluster.name: _cluster(cluster, slot, index) for index, cluster in enumerate(plan.clusters, start=1)}
     return Addresses(slot=slot, clusters=clusters, links=_links(plan, slot, clusters))
+
+
+def listeners(addresses: Addresses) -> tuple[tuple[str, int], ...]:
+    """Returns where the processes of a lab will listen for each other: what must be free for it to start."""
+    found = [(end.listen.address, end.listen.port) for end in addresses.links]
+    for cluster in addresses.clusters.values():
+        found += [(cluster.etcd, port) for port in (ETCD_CLIENT_PORT, ETCD_PEER_PORT)]
+        found += [(address, port) for address in cluster.control for port in (ADS_PORT, CONTROL_ADMIN_PORT)]
+        found += [(address, GATEWAY_PORT) for address in cluster.gateways]
+        found += [(address, port) for address in cluster.pods.values() for port in (OUTBOUND_PORT, MESH_PORT)]
+    return tuple(found)
 
 
 def _cluster(cluster: Cluster, slot: Slot, index: int) -> ClusterAddresses:

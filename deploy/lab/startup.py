@@ -16,7 +16,7 @@ import psutil
 
 from deploy.failures import CommandFailed
 from deploy.lab import api, commands
-from deploy.lab.addresses import SLOTS, Slot, assign, lock_address
+from deploy.lab.addresses import SLOTS, Slot, assign, listeners, lock_address
 from deploy.lab.client import LabClient, LabNotRunning
 from deploy.lab.plan import InvalidLab, Plan, read_plan
 from deploy.lab.reports import LabReport, Phase
@@ -66,7 +66,7 @@ def run_here(folder: Folder, file: Path, watch: Watch) -> None:
     file = file.absolute()
     plan = load_plan(file)
     _check(plan, file)
-    with claim(folder), claim_slot() as slot:
+    with claim(folder), claim_slot(plan) as slot:
         make_anew(folder)
         with socket_path(folder) as path:
             asyncio.run(_run(plan, slot, folder=folder, file=file, socket_file=path, watch=watch))
@@ -134,17 +134,29 @@ def _runs(pid: int) -> bool:
 
 
 @contextmanager
-def claim_slot() -> Iterator[Slot]:
-    """Owns the first free block of addresses while it lasts; raises CommandFailed when all are taken."""
+def claim_slot(plan: Plan) -> Iterator[Slot]:
+    """Owns the first block of addresses that is free for a plan while it lasts; raises CommandFailed when none is."""
     for slot in SLOTS:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as lock:
             try:
                 lock.bind(lock_address(slot))
             except OSError:
                 continue
+            if not all(_is_free(*where) for where in listeners(assign(plan, slot))):
+                continue  # no lab has it, but another program listens there
             yield slot
             return
     raise CommandFailed("all blocks of loopback addresses are taken by other labs", "end one with `isthmus lab down`")
+
+
+def _is_free(address: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a lab that has ended do not count
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
 
 
 def _check(plan: Plan, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from deploy.failures import CommandFailed
+from deploy.lab.addresses import ETCD_CLIENT_PORT, assign
+from deploy.lab.plan import read_plan
 from deploy.lab.startup import claim_slot
 from deploy.lab.state import Folder, NameTaken, claim, folder, is_claimed, make_anew, socket_path, write_atomically
 from deploy.lab.targets import Kind, ProcessId
 
+PLAN = read_plan("clusters: [{name: east, region: eu}]", "lab.yaml")
 ETCD = ProcessId("east", Kind.ETCD)
 APP = ProcessId("east", Kind.APP, 2, namespace="shop", workload="cart-x")
 
@@ -30,8 +34,15 @@ def isthmus(home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_two_labs_have_different_slots() -> None:
-    with claim_slot() as first, claim_slot() as second:
+    with claim_slot(PLAN) as first, claim_slot(PLAN) as second:
         assert first != second
+
+
+def test_a_slot_where_another_program_listens_is_left_to_it() -> None:
+    with claim_slot(PLAN) as slot:
+        etcd = assign(PLAN, slot).clusters["east"].etcd
+    with socket.create_server((etcd, ETCD_CLIENT_PORT)), claim_slot(PLAN) as other:
+        assert other != slot
 
 
 def test_a_name_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
