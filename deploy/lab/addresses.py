@@ -12,7 +12,7 @@ from typing import NewType
 
 import msgspec
 
-from deploy.lab.plan import Cluster, Plan
+from deploy.lab.plan import Cluster, Plan, Workload
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, GATEWAY_PORT, MESH_PORT, OUTBOUND_PORT, GatewayAddress
 
 Slot = NewType("Slot", int)
@@ -59,6 +59,25 @@ class Addresses(msgspec.Struct, frozen=True):
     slot: Slot
     clusters: dict[str, ClusterAddresses]
     links: tuple[LinkEnd, ...]
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """One workload instance and where it listens."""
+
+    cluster: Cluster
+    workload: Workload
+    number: int
+    address: str
+
+    @property
+    def zone(self) -> str:
+        """The zone it runs in."""
+        return self.workload.zones[self.number - 1]
+
+    @property
+    def pod(self) -> str:
+        """Its pod's name."""
+        return self.workload.pod(self.number)
 
 
 def lock_address(slot: Slot) -> tuple[str, int]:

@@ -3,21 +3,18 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
 
 from deploy.failures import CommandFailed
 from deploy.lab.reports import ActionRequest, LinkRequest, Refusal
-
-if TYPE_CHECKING:
-    from deploy.lab.supervisor import Lab
+from deploy.lab.supervisor import Lab
 
 _Handler = Callable[[web.Request], Awaitable[msgspec.Struct]]
 
 
-async def serve(lab: "Lab", socket: Path, *, opened: Callable[[], None]) -> None:
+async def serve(lab: Lab, socket: Path, *, opened: Callable[[], None]) -> None:
     """Serves until cancelled; calls `opened` when the socket takes requests."""
     app = web.Application()
     app.add_routes(
@@ -39,25 +36,25 @@ async def serve(lab: "Lab", socket: Path, *, opened: Callable[[], None]) -> None
         await runner.cleanup()
 
 
-async def _status(lab: "Lab", request: web.Request) -> msgspec.Struct:
+async def _status(lab: Lab, request: web.Request) -> msgspec.Struct:
     return await lab.report(with_memory="memory" in request.query)
 
 
-async def _environment(lab: "Lab", request: web.Request) -> msgspec.Struct:
+async def _environment(lab: Lab, request: web.Request) -> msgspec.Struct:
     return lab.environment(request.query["target"])
 
 
-async def _act(lab: "Lab", request: web.Request) -> msgspec.Struct:
+async def _act(lab: Lab, request: web.Request) -> msgspec.Struct:
     asked = msgspec.json.decode(await request.read(), type=ActionRequest)
     return await lab.act(asked.action, asked.target)
 
 
-async def _set_link(lab: "Lab", request: web.Request) -> msgspec.Struct:
+async def _set_link(lab: Lab, request: web.Request) -> msgspec.Struct:
     asked = msgspec.json.decode(await request.read(), type=LinkRequest)
     return await lab.set_link(*asked.between, asked.state)
 
 
-async def _down(lab: "Lab", request: web.Request) -> msgspec.Struct:
+async def _down(lab: Lab, request: web.Request) -> msgspec.Struct:
     report = await lab.report()
     lab.end()
     return report

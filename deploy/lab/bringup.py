@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import aiohttp
 
@@ -23,6 +22,7 @@ from deploy.lab.addresses import ETCD_CLIENT_PORT
 from deploy.lab.commands import admin_token_file
 from deploy.lab.plan import Cluster
 from deploy.lab.state import write_atomically
+from deploy.lab.supervisor import Lab
 from deploy.lab.targets import Kind, ProcessId
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, PROXY_ADMIN_PORT, Liveness, Locality, PodKey
 from federation.names import gateway_node, sidecar_node
@@ -40,9 +40,6 @@ from trust.spiffe import (
     spiffe_id,
 )
 
-if TYPE_CHECKING:
-    from deploy.lab.supervisor import Lab
-
 PATIENCE = timedelta(seconds=60)
 """How long anything may take to start; a loaded machine of two cores needs a few seconds."""
 
@@ -51,11 +48,11 @@ _ANSWER = 2.0  # seconds that a health question may take
 _TAIL = 15  # lines of a log that an error shows
 
 
-class StartFailed(CommandFailed):
+class BringUpFailed(CommandFailed):
     """Something did not come up; the hint ends with the last lines of its log."""
 
 
-async def bring_up(lab: "Lab") -> None:
+async def bring_up(lab: Lab) -> None:
     """Starts everything in order. Raises CommandFailed with the log of what did not come up."""
     began = datetime.now(UTC)
 
@@ -76,7 +73,7 @@ async def bring_up(lab: "Lab") -> None:
             tell("every cluster hears every other")
 
 
-async def _each_cluster(lab: "Lab", step: Callable[[Cluster], Awaitable[None]]) -> None:
+async def _each_cluster(lab: Lab, step: Callable[[Cluster], Awaitable[None]]) -> None:
     async def run(cluster: Cluster) -> None:
         await step(cluster)
 
@@ -85,11 +82,11 @@ async def _each_cluster(lab: "Lab", step: Callable[[Cluster], Awaitable[None]]) 
             group.create_task(run(cluster))
 
 
-def _processes(lab: "Lab", cluster: Cluster, *kinds: Kind) -> list[ProcessId]:
+def _processes(lab: Lab, cluster: Cluster, *kinds: Kind) -> list[ProcessId]:
     return [process for process in lab.select(cluster.name) if process.kind in kinds]
 
 
-async def _start_control(lab: "Lab", http: aiohttp.ClientSession, cluster: Cluster) -> None:
+async def _start_control(lab: Lab, http: aiohttp.ClientSession, cluster: Cluster) -> None:
     [etcd] = _processes(lab, cluster, Kind.ETCD)
     await lab.start_process(etcd)
     await _until(lab, etcd, lambda: _answers(http, f"http://{lab.address(etcd)}:{ETCD_CLIENT_PORT}/health"))
@@ -99,7 +96,7 @@ async def _start_control(lab: "Lab", http: aiohttp.ClientSession, cluster: Clust
         await _until(lab, replica, partial(_is_open, lab, replica))
 
 
-async def _is_open(lab: "Lab", replica: ProcessId) -> bool:
+async def _is_open(lab: Lab, replica: ProcessId) -> bool:
     """Says whether the admin API of a replica answers, joined or not."""
     try:
         async with _admin(lab, replica) as admin:
@@ -109,14 +106,14 @@ async def _is_open(lab: "Lab", replica: ProcessId) -> bool:
     return True
 
 
-def _admin(lab: "Lab", replica: ProcessId) -> AdminClient:
+def _admin(lab: Lab, replica: ProcessId) -> AdminClient:
     token = admin_token_file(lab.folder, replica.cluster).read_text().strip()
     return AdminClient(f"http://{lab.address(replica)}:{CONTROL_ADMIN_PORT}", token)
 
 
 @asynccontextmanager
-async def _asking(lab: "Lab", replica: ProcessId) -> AsyncIterator[AdminClient]:
-    """Gives the admin API of a replica that should answer; raises StartFailed with its log when it does not."""
+async def _asking(lab: Lab, replica: ProcessId) -> AsyncIterator[AdminClient]:
+    """Gives the admin API of a replica that should answer; raises BringUpFailed with its log when it does not."""
     async with _admin(lab, replica) as admin:
         try:
             yield admin
@@ -124,7 +121,7 @@ async def _asking(lab: "Lab", replica: ProcessId) -> AsyncIterator[AdminClient]:
             raise _failure(lab, replica, f"{replica} does not answer any more: {error.message}") from error
 
 
-async def _join(lab: "Lab") -> dict[str, str]:
+async def _join(lab: Lab) -> dict[str, str]:
     """Makes the root and every cluster a member; returns the root's certificate (PEM) by cluster."""
     now = datetime.now(UTC)
     roots: dict[str, str] = {}
@@ -141,11 +138,11 @@ async def _join(lab: "Lab") -> dict[str, str]:
                 introductions = introductions or [await admin.member()]
             roots[cluster.name] = grant.root
     except Refusal as error:
-        raise StartFailed(f"a cluster of the lab was refused: {error}", "this is a defect of Isthmus") from error
+        raise BringUpFailed(f"a cluster of the lab was refused: {error}", "this is a defect of Isthmus") from error
     return roots
 
 
-async def _start_workloads(lab: "Lab", cluster: Cluster, *, root: str) -> None:
+async def _start_workloads(lab: Lab, cluster: Cluster, *, root: str) -> None:
     for replica in _processes(lab, cluster, Kind.CONTROL):
         await _until(lab, replica, partial(_is_serving, lab, replica))
     async with _asking(lab, _processes(lab, cluster, Kind.CONTROL)[0]) as admin:
@@ -161,7 +158,7 @@ async def _start_workloads(lab: "Lab", cluster: Cluster, *, root: str) -> None:
         await lab.start_process(app)
 
 
-async def _is_serving(lab: "Lab", replica: ProcessId) -> bool:
+async def _is_serving(lab: Lab, replica: ProcessId) -> bool:
     try:
         async with _admin(lab, replica) as admin:
             return (await admin.status()).is_ready
@@ -169,7 +166,7 @@ async def _is_serving(lab: "Lab", replica: ProcessId) -> bool:
         return False
 
 
-def _write_proxy(lab: "Lab", cluster: Cluster, proxy: ProcessId, *, root: str, token: str) -> None:
+def _write_proxy(lab: Lab, cluster: Cluster, proxy: ProcessId, *, root: str, token: str) -> None:
     """Writes what an Envoy starts with: bootstrap, the root of trust and its join token."""
     folder = lab.folder.proxy(proxy)
     folder.mkdir(mode=0o700, parents=True)
@@ -195,7 +192,7 @@ def _write_proxy(lab: "Lab", cluster: Cluster, proxy: ProcessId, *, root: str, t
     write_atomically(folder / "bootstrap.json", json.dumps(config, indent=1))
 
 
-async def _wait_proxies(lab: "Lab", http: aiohttp.ClientSession, cluster: Cluster) -> None:
+async def _wait_proxies(lab: Lab, http: aiohttp.ClientSession, cluster: Cluster) -> None:
     for proxy in _processes(lab, cluster, Kind.GATEWAY, Kind.SIDECAR):
         url = f"http://{lab.address(proxy)}:{PROXY_ADMIN_PORT}/ready"
         await _until(lab, proxy, partial(_answers, http, url))
@@ -203,7 +200,7 @@ async def _wait_proxies(lab: "Lab", http: aiohttp.ClientSession, cluster: Cluste
         await _until(lab, app, partial(_is_ready, lab, app))
 
 
-async def _wait_peers(lab: "Lab", cluster: Cluster) -> None:
+async def _wait_peers(lab: Lab, cluster: Cluster) -> None:
     """Waits until the cluster hears all others."""
     replicas = _processes(lab, cluster, Kind.CONTROL)
 
@@ -216,7 +213,7 @@ async def _wait_peers(lab: "Lab", cluster: Cluster) -> None:
     await _until(lab, replicas[0], hears_all)
 
 
-async def _is_ready(lab: "Lab", app: ProcessId) -> bool:
+async def _is_ready(lab: Lab, app: ProcessId) -> bool:
     return lab.is_ready(app)
 
 
@@ -229,8 +226,8 @@ async def _answers(http: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def _until(lab: "Lab", process: ProcessId, check: Callable[[], Awaitable[bool]]) -> None:
-    """Waits until `check` holds; raises StartFailed when the process ends before, or after PATIENCE."""
+async def _until(lab: Lab, process: ProcessId, check: Callable[[], Awaitable[bool]]) -> None:
+    """Waits until `check` holds; raises BringUpFailed when the process ends before, or after PATIENCE."""
     child = lab.children[str(process)]
     try:
         async with asyncio.timeout(PATIENCE.total_seconds()):
@@ -243,8 +240,8 @@ async def _until(lab: "Lab", process: ProcessId, check: Callable[[], Awaitable[b
         raise _failure(lab, process, message) from error
 
 
-def _failure(lab: "Lab", process: ProcessId, message: str) -> StartFailed:
+def _failure(lab: Lab, process: ProcessId, message: str) -> BringUpFailed:
     log = lab.folder.log(process)
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     tail = "\n".join(f"  | {line}" for line in islice(lines, max(0, len(lines) - _TAIL), None))
-    return StartFailed(message, f"the end of its log, {log}:\n{tail}")
+    return BringUpFailed(message, f"the end of its log, {log}:\n{tail}")

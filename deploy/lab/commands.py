@@ -6,8 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.lab.addresses import ETCD_CLIENT_PORT, ETCD_PEER_PORT, Addresses
-from deploy.lab.kubelet import Instance
+from deploy.lab.addresses import ETCD_CLIENT_PORT, ETCD_PEER_PORT, Addresses, Instance
 from deploy.lab.plan import Cluster, Plan
 from deploy.lab.state import Folder
 from deploy.lab.targets import ProcessId

@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
-import msgspec
 import yaml
 
-from deploy.lab.plan import Cluster, Workload
+from deploy.lab.addresses import Instance
 from deploy.lab.state import write_atomically
 
 PERIOD = timedelta(milliseconds=500)
@@ -21,25 +20,6 @@ _ANSWER = timedelta(seconds=1)  # Kubernetes' default timeoutSeconds
 _FAILURES = 3  # Kubernetes' default failureThreshold: of a process that lives and does not answer
 _EAGER_PERIOD = timedelta(milliseconds=50)
 _EAGER = 200  # looks at a starting program before it counts as slow and is asked at the usual pace
-
-
-class Instance(msgspec.Struct, frozen=True):
-    """One workload instance and where it listens."""
-
-    cluster: Cluster
-    workload: Workload
-    number: int
-    address: str
-
-    @property
-    def zone(self) -> str:
-        """The zone it runs in."""
-        return self.workload.zones[self.number - 1]
-
-    @property
-    def pod(self) -> str:
-        """Its pod's name."""
-        return self.workload.pod(self.number)
 
 
 def pod_object(instance: Instance, *, ready: bool) -> dict[str, object]:

@@ -17,6 +17,7 @@ import psutil
 from deploy.failures import CommandFailed
 from deploy.lab import api, commands
 from deploy.lab.addresses import SLOTS, Slot, assign, listeners, lock_address
+from deploy.lab.bringup import bring_up
 from deploy.lab.client import LabClient, LabNotRunning
 from deploy.lab.plan import InvalidLab, Plan, read_plan
 from deploy.lab.reports import LabReport, Phase
@@ -203,4 +204,4 @@ async def _run(
     async def show() -> None:
         await watch(lab.report)
 
-    await lab.run(serve, show)
+    await lab.run(bring_up, serve, show)

@@ -8,15 +8,16 @@ async with TaskGroup                                    lives as long as any pro
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Self
 
 from deploy.contexts import Context
 from deploy.failures import CommandFailed
-from deploy.lab import bringup, commands
-from deploy.lab.addresses import Addresses
-from deploy.lab.kubelet import Instance, Kubelet
+from deploy.lab import commands
+from deploy.lab.addresses import Addresses, Instance
+from deploy.lab.kubelet import Kubelet
 from deploy.lab.links import Link, LinkState, Pair
 from deploy.lab.plan import Plan
 from deploy.lab.processes import Child, Command, Guard, Memory, StartFailed, State, memory
@@ -80,8 +81,8 @@ class Lab:
         self._reapers: asyncio.TaskGroup | None = None
         self._guard_pid = 0
 
-    async def run(self, *services: Service) -> None:
-        """Brings the lab up and keeps it until `end` is called; all processes are gone when this returns.
+    async def run(self, bring_up: Callable[[Self], Awaitable[None]], *services: Service) -> None:
+        """Brings the lab up by `bring_up` and keeps it until `end` is called; all processes are gone when this returns.
 
         `services` run beside it and are cancelled at the end. Raises what made the start fail (CommandFailed), or
         GuardLost.
@@ -91,7 +92,7 @@ class Lab:
                 self._guard_pid = guard.pid
                 self.children = {str(process): self._child(process, guard) for process in self._processes}
                 try:
-                    await self._serve(guard, services)
+                    await self._serve(guard, bring_up, services)
                 finally:
                     self._phase = Phase.STOPPING
                     await self._stop_all()
@@ -219,7 +220,9 @@ class Lab:
             for name, mine in self.addresses.clusters.items()
         }
 
-    async def _serve(self, guard: Guard, services: Sequence[Service]) -> None:
+    async def _serve(
+        self, guard: Guard, bring_up: Callable[[Self], Awaitable[None]], services: Sequence[Service]
+    ) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(guard))
@@ -229,16 +232,16 @@ class Lab:
                     group.create_task(link.run())
                 for service in services:
                     group.create_task(service())
-                group.create_task(self._bring_up())
+                group.create_task(self._bring_up(bring_up))
                 await self._ending.wait()
                 raise _Ended
         except* _Ended:
             pass
 
-    async def _bring_up(self) -> None:
+    async def _bring_up(self, bring_up: Callable[[Self], Awaitable[None]]) -> None:
         for link in self._links.values():
             await link.wait_listening()
-        await bringup.bring_up(self)
+        await bring_up(self)
         self._phase = Phase.UP
 
     async def _watch(self, guard: Guard) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.lab.kubelet import Instance, Kubelet, answers
+from deploy.lab.addresses import Instance
+from deploy.lab.kubelet import Kubelet, answers
 from deploy.lab.plan import Cluster, Workload, read_plan
 from tests.support.waiting import eventually
 
