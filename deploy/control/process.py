@@ -33,7 +33,6 @@ from federation.store import MeshStore
 from federation.telemetry import Telemetry
 from federation.xds.ads import AdsServer, ProxyStatus
 from federation.xds.server import SERVER_OPTIONS
-from trust.certificates import certificate_pem
 from trust.issuance import Issuer
 from trust.refusals import Refusal
 from trust.spiffe import control_identity
@@ -101,7 +100,7 @@ class Member:
         self._etcd = etcd
         issuer = Issuer(membership.authority, leaf_lifetime=options.leaf_lifetime)
         self._identity = OwnIdentity(issuer, control_identity(settings.name))
-        record = own_member(settings, certificate=certificate_pem(membership.authority.certificate).decode())
+        record = own_member(settings, certificate=issuer.intermediate_pem.decode())
         self._offer = Offer(settings, record, store=store, etcd=etcd, replica=replica)
         self._publisher = Publisher(store, etcd, replica=replica, offer=self._offer)
         self._peers = Peers(

@@ -113,11 +113,6 @@ def decode_freshness(body: bytes) -> Freshness:
     return _decode(body, Freshness)
 
 
-def decode_beat(body: bytes) -> Beat:
-    """Parses a sign of life; raises Malformed."""
-    return _decode(body, Beat)
-
-
 def export_version(exported: ExportedService) -> str:
     """Returns the version of an offer: a hash of all but `changed_at`.
 
