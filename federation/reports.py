@@ -10,7 +10,7 @@ import msgspec
 from federation.model import Finding, Liveness
 
 
-class StatusReport(msgspec.Struct, frozen=True):
+class StatusReport(msgspec.Struct, frozen=True, rename="camel"):
     """The health of one control plane replica.
 
     `waiting_for` names what must be listed before proxies are served ("source", "etcd", "join"); empty when ready.
@@ -40,7 +40,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...] = ()
 
 
-class ClusterReport(msgspec.Struct, frozen=True):
+class ClusterReport(msgspec.Struct, frozen=True, rename="camel"):
     """One member of the mesh as the asked cluster sees it.
 
     `exports` counts the services that this member offers; `via` is the gateway over which the asked replica hears it
@@ -64,7 +64,7 @@ class ClusterReport(msgspec.Struct, frozen=True):
     rejected: tuple[str, ...] = ()
 
 
-class PlaceReport(msgspec.Struct, frozen=True):
+class PlaceReport(msgspec.Struct, frozen=True, rename="camel"):
     """How many ready endpoints a service has in one zone of one member."""
 
     cluster: str
@@ -73,7 +73,7 @@ class PlaceReport(msgspec.Struct, frozen=True):
     endpoints: int
 
 
-class ServiceReport(msgspec.Struct, frozen=True):
+class ServiceReport(msgspec.Struct, frozen=True, rename="camel"):
     """One service name as the asked cluster sees it: here, in the others, or both."""
 
     namespace: str
@@ -84,7 +84,7 @@ class ServiceReport(msgspec.Struct, frozen=True):
     places: tuple[PlaceReport, ...]
 
 
-class TypeReport(msgspec.Struct, frozen=True):
+class TypeReport(msgspec.Struct, frozen=True, rename="camel"):
     """Delivery of one xDS type to one proxy: resources it acknowledged, responses sent to it on this stream."""
 
     type: str
@@ -93,7 +93,7 @@ class TypeReport(msgspec.Struct, frozen=True):
     stalled_since: datetime | None = None
 
 
-class RejectionReport(msgspec.Struct, frozen=True):
+class RejectionReport(msgspec.Struct, frozen=True, rename="camel"):
     """A resource that a proxy refused: it is not sent again until it changes."""
 
     type: str
@@ -102,7 +102,7 @@ class RejectionReport(msgspec.Struct, frozen=True):
     since: datetime
 
 
-class ProxyReport(msgspec.Struct, frozen=True):
+class ProxyReport(msgspec.Struct, frozen=True, rename="camel"):
     """One proxy on an ADS stream of the asked replica. `identity` is its SPIFFE id.
 
     `is_in_step` says that it has taken the newest picture that it was offered: nothing refused, stalled or under way.
@@ -121,7 +121,7 @@ class ProxyReport(msgspec.Struct, frozen=True):
     rejections: tuple[RejectionReport, ...] = ()
 
 
-class TokenReport(msgspec.Struct, frozen=True):
+class TokenReport(msgspec.Struct, frozen=True, rename="camel"):
     """A join token, told once: only its digest is kept."""
 
     token: str
@@ -130,7 +130,7 @@ class TokenReport(msgspec.Struct, frozen=True):
     role: str
 
 
-class ErrorReport(msgspec.Struct, frozen=True):
+class ErrorReport(msgspec.Struct, frozen=True, rename="camel"):
     """The body of every answer that is not 2xx."""
 
     error: str

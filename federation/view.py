@@ -85,6 +85,7 @@ class InboundPort(msgspec.Struct, frozen=True, order=True):
     port: int
     protocol: Protocol
     target: int
+    is_exported: bool
 
 
 class _Offer(msgspec.Struct, frozen=True):
@@ -143,7 +144,8 @@ def inbound_ports(snapshot: Snapshot, pod: Pod) -> tuple[InboundPort, ...]:
             for port in service.ports:
                 target = resolve_target(port.target, port.number, pod)
                 if target is not None:
-                    found.append(InboundPort(service.key, port.number, port.protocol, target))
+                    is_exported = service.key in snapshot.exports
+                    found.append(InboundPort(service.key, port.number, port.protocol, target, is_exported))
     return tuple(sorted(found))
 
 

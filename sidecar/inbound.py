@@ -3,6 +3,7 @@
     peer's sidecar or gateway ─ mTLS, SNI 80.cart.shop.svc.west.mesh.test ─► :15008 ─► chain of that service port ─► app
 
 One filter chain per service port, chosen by SNI: a chain that is added or removed touches no connection of the others.
+Who may come in: for a service that is exported, any identity of the mesh; for another, those of its own cluster.
 """
 
 from datetime import timedelta
@@ -23,7 +24,7 @@ from federation.names import FLAGS_HEADER, INBOUND_LISTENER, inbound_upstream, s
 from federation.view import InboundPort
 from federation.xds import builders, listeners, tls
 from federation.xds.resources import ResourceSet, TypeUrl
-from trust.spiffe import MeshDomain
+from trust.spiffe import ClusterName, MeshDomain
 
 _FLAGS = ("UF", "UH", "UO", "UC", "UT", "LR", "UR", "URX", "NC")
 # Envoy's response flags of replies that this sidecar gives itself because the app could not be reached or broke off.
@@ -43,7 +44,9 @@ def compile_inbound(scope: ProxyScope, ports: tuple[InboundPort, ...], domain: M
         cluster = _app_cluster(scope.address, port)
         messages.append((TypeUrl.CLUSTER, cluster.name, cluster))
         sni = service_sni(scope.audience.cluster, port.key, port.port, domain)
-        chains.setdefault(sni, _chain(sni, port, domain))  # a chain that matches twice makes Envoy refuse the listener
+        chains.setdefault(
+            sni, _chain(sni, port, scope.audience.cluster, domain)
+        )  # a chain that matches twice makes Envoy refuse the listener
     if chains:
         listener = listeners.listener(
             INBOUND_LISTENER, scope.address, port=MESH_PORT, chains=chains.values(), reads_sni=True
@@ -52,19 +55,22 @@ def compile_inbound(scope: ProxyScope, ports: tuple[InboundPort, ...], domain: M
     return builders.resource_set(messages)
 
 
-def _chain(sni: str, port: InboundPort, domain: MeshDomain) -> listener_components_pb2.FilterChain:
+def _chain(
+    sni: str, port: InboundPort, cluster: ClusterName, domain: MeshDomain
+) -> listener_components_pb2.FilterChain:
     upstream = _upstream(port)
+    # The gateway opens a tunnel to a pod and cannot see which of the pod's services is meant: it is refused here.
+    only = None if port.is_exported else cluster
+    rules = tls.members_only(domain, only)
     if port.protocol is Protocol.TCP:
         proxy = listeners.tcp_proxy(INBOUND_LISTENER, upstream, attempts=2)
-        filters = [listeners.rbac_filter(INBOUND_LISTENER, tls.members_only(domain)), listeners.tcp_filter(proxy)]
-        return listeners.sni_chain(sni, filters, tls.downstream_tls(domain, alpn=""))
-    manager = listeners.http_manager(
-        INBOUND_LISTENER, _routes(upstream), rules=tls.members_only(domain), upgrades=("websocket",)
-    )
+        filters = [listeners.rbac_filter(INBOUND_LISTENER, rules), listeners.tcp_filter(proxy)]
+        return listeners.sni_chain(sni, filters, tls.downstream_tls(domain, alpn="", only=only))
+    manager = listeners.http_manager(INBOUND_LISTENER, _routes(upstream), rules=rules, upgrades=("websocket",))
     manager.forward_client_cert_details = hcm_pb2.HttpConnectionManager.SANITIZE_SET
     manager.set_current_client_cert_details.uri = True
     manager.local_reply_config.CopyFrom(_local_replies())
-    return listeners.sni_chain(sni, [listeners.http_filter(manager)], tls.downstream_tls(domain, alpn="h2"))
+    return listeners.sni_chain(sni, [listeners.http_filter(manager)], tls.downstream_tls(domain, alpn="h2", only=only))
 
 
 def _routes(upstream: str) -> route_pb2.RouteConfiguration:

@@ -94,9 +94,10 @@ def parse_spiffe_id(text: str, domain: MeshDomain) -> Identity:
     )
 
 
-def any_identity_pattern(domain: MeshDomain) -> str:
-    """Returns an RE2 pattern for the whole of any SPIFFE id of this mesh."""
-    return rf"spiffe://[a-z0-9-]+[.]{re.escape(domain)}/ns/[a-z0-9-]+/sa/[a-z0-9.-]+"
+def any_identity_pattern(domain: MeshDomain, cluster: ClusterName | None = None) -> str:
+    """Returns an RE2 pattern for the whole of any SPIFFE id of this mesh, or of one cluster of it."""
+    where = re.escape(cluster) if cluster else "[a-z0-9-]+"
+    return rf"spiffe://{where}[.]{re.escape(domain)}/ns/[a-z0-9-]+/sa/[a-z0-9.-]+"
 
 
 def foreign_letter_pattern() -> str:

@@ -14,7 +14,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from federation.names import TRUST_BUNDLE_SECRET, WORKLOAD_SECRET
 from federation.xds.builders import ads, any_of, extension
-from trust.spiffe import MeshDomain, SpiffeId, any_identity_pattern, foreign_letter_pattern
+from trust.spiffe import ClusterName, MeshDomain, SpiffeId, any_identity_pattern, foreign_letter_pattern
 
 
 def upstream_tls(sni: str, identities: Iterable[SpiffeId], *, alpn: str) -> base_pb2.TransportSocket:
@@ -26,13 +26,13 @@ def upstream_tls(sni: str, identities: Iterable[SpiffeId], *, alpn: str) -> base
     return _transport_socket("envoy.transport_sockets.tls", context)
 
 
-def downstream_tls(domain: MeshDomain, *, alpn: str) -> base_pb2.TransportSocket:
-    """Returns mutual TLS from a peer that must be some identity of the mesh; which one is authorization's question.
+def downstream_tls(domain: MeshDomain, *, alpn: str, only: ClusterName | None = None) -> base_pb2.TransportSocket:
+    """Returns mutual TLS from a peer that must be some identity of the mesh, or of the cluster `only`.
 
     Session resumption is off: `mtls_authenticated` knows no peer on a resumed session and answers 403.
     """
     context = tls_pb2.DownstreamTlsContext(
-        common_tls_context=_common([identity_matcher(domain)], alpn),
+        common_tls_context=_common([identity_matcher(domain, only)], alpn),
         require_client_certificate=BoolValue(value=True),
         disable_stateless_session_resumption=True,
         disable_stateful_session_resumption=True,
@@ -49,8 +49,8 @@ def through_tunnel(inner: base_pb2.TransportSocket, metadata_key: str) -> base_p
     return _transport_socket("envoy.transport_sockets.internal_upstream", outer)
 
 
-def members_only(domain: MeshDomain) -> rbac_pb2.RBAC:
-    """Allows whoever proved by certificate to be an identity of the mesh, and nobody else.
+def members_only(domain: MeshDomain, only: ClusterName | None = None) -> rbac_pb2.RBAC:
+    """Allows whoever proved by certificate to be an identity of the mesh, or of the cluster `only`, and nobody else.
 
     `mtls_authenticated` and never `authenticated`: that one takes a DNS name or a subject for a SPIFFE id. One good
     name among several is not enough: x-forwarded-client-cert tells the app all URIs, unquoted, so that a `;` or `,` in
@@ -59,7 +59,7 @@ def members_only(domain: MeshDomain) -> rbac_pb2.RBAC:
     dressed_up = _uri_matcher(
         string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=foreign_letter_pattern()))
     )
-    is_member, is_dressed_up = _principal(identity_matcher(domain)), _principal(dressed_up)
+    is_member, is_dressed_up = _principal(identity_matcher(domain, only)), _principal(dressed_up)
     principal = rbac_pb2.Principal(
         and_ids=rbac_pb2.Principal.Set(ids=[is_member, rbac_pb2.Principal(not_id=is_dressed_up)])
     )
@@ -72,9 +72,10 @@ def _principal(matcher: common_pb2.SubjectAltNameMatcher) -> rbac_pb2.Principal:
     return rbac_pb2.Principal(custom=extension("envoy.rbac.principals.mtls_authenticated", config))
 
 
-def identity_matcher(domain: MeshDomain) -> common_pb2.SubjectAltNameMatcher:
-    """Matches any SPIFFE id of the mesh, as a URI."""
-    return _uri_matcher(string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=any_identity_pattern(domain))))
+def identity_matcher(domain: MeshDomain, only: ClusterName | None = None) -> common_pb2.SubjectAltNameMatcher:
+    """Matches any SPIFFE id of the mesh, or of the cluster `only`, as a URI."""
+    pattern = regex_pb2.RegexMatcher(regex=any_identity_pattern(domain, only))
+    return _uri_matcher(string_pb2.StringMatcher(safe_regex=pattern))
 
 
 def workload_secret(chain_pem: bytes, key_pem: bytes) -> secret_pb2.Secret:

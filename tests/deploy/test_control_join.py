@@ -70,7 +70,7 @@ async def test_one_step_makes_the_cluster_a_member_and_its_ports_open(east: Cont
     assert is_listening(east.address, 15013)
     shown = await isthmus("status", "-o", "json", contexts=contexts)
     assert shown.code == 0, shown.stdout
-    assert json.loads(shown.stdout)[0]["is_ready"]
+    assert json.loads(shown.stdout)[0]["isReady"]
     for command in ("status", "clusters", "services", "proxies"):
         assert (await isthmus(command, contexts=contexts)).code == 0
 

@@ -193,7 +193,7 @@ def test_a_target_port_is_a_number_a_name_or_the_same(target: int | str, expecte
         ports=(("web", 8081),),
     )
     snapshot = apply(EMPTY, [Replace(Section.SERVICES, {CART: service})])
-    assert inbound_ports(snapshot, instance) == (InboundPort(CART, 80, Protocol.HTTP, expected),)
+    assert inbound_ports(snapshot, instance) == (InboundPort(CART, 80, Protocol.HTTP, expected, False),)
 
 
 def test_a_target_port_that_the_pod_does_not_have_is_left_out() -> None:

@@ -80,6 +80,31 @@ async def test_a_member_is_served(server: tuple[Member, str], tmp_path: Path) ->
     assert await converse(address, context, sni("store"), b"") == b"hello\n"
 
 
+async def test_what_is_not_exported_is_for_its_own_cluster_alone(tmp_path: Path) -> None:
+    east, _ = east_and_west("127.105")
+    scope = east.pod_scope("server-a")
+    config = static_bootstrap(
+        east.sidecar("server-a"), IDENTITIES.secrets(scope.identity), node="east/shop/server-a", address=scope.address
+    )
+    contexts = {}
+    for cluster in ("east", "west"):
+        (tmp_path / cluster).mkdir()
+        contexts[cluster] = tls_client(tmp_path / cluster, *IDENTITIES.leaf(identity(cluster, "client")))
+    async with (
+        start_envoy(config, folder=tmp_path) as envoy,
+        run_app("east/server-a", scope.address),
+    ):
+        await envoy.wait_live()
+        for service, caller, is_served in (
+            ("cart", "west", True),
+            ("page", "east", True),
+            ("page", "west", False),
+        ):
+            server_name = service_sni(ClusterName("east"), key(service), 80, DOMAIN)
+            answer = await converse(scope.address, contexts[caller], server_name, HTTP)
+            assert answer.startswith(b"HTTP/1.1 200") == is_served, (service, caller, answer)
+
+
 async def test_plain_text_is_refused(server: tuple[Member, str]) -> None:
     assert await converse(server[1], None, None, HTTP) == b""
 

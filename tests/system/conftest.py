@@ -140,11 +140,11 @@ def mesh(running: Isthmus) -> Iterator[Isthmus]:
 def is_whole(isthmus: Isthmus) -> bool:
     """Says whether every cluster hears every other, every pod is ready and every proxy in step, and zone a answers."""
     for cluster in CLUSTERS:
-        assert all(member["state"] == "live" for member in isthmus.ask(cluster, "clusters") if not member["is_self"])
+        assert all(member["state"] == "live" for member in isthmus.ask(cluster, "clusters") if not member["isSelf"])
         status = isthmus.ask(cluster, "status")
         [status] = status if isinstance(status, list) else [status]
-        assert status["pods"] == status["ready_pods"]
-        assert status["proxies"] == status["proxies_in_step"] > 0
+        assert status["pods"] == status["readyPods"]
+        assert status["proxies"] == status["proxiesInStep"] > 0
     answers = isthmus.sequential("east/shop/client", CART, 20)
     assert answers == {"200 east/a/shop/cart-1": 20}
     return True
