@@ -5,8 +5,9 @@ All of them live hours and are made anew at half of their life; nobody is discon
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import grpc
 
@@ -52,12 +53,27 @@ class OwnIdentity:
 
     def server_credentials(self, *, wants_clients: bool) -> grpc.ServerCredentials:
         """Returns credentials that follow renewals; `wants_clients` requires a certificate of this mesh."""
+        shown = self.current()
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            # gRPC replaces what it has, without a lock, whenever it is given something: with every handshake anew, a
+            # storm of them ended the process by a double free. None means that nothing changed.
+            nonlocal shown
+            svid = self.current()
+            with self._lock:
+                if svid is shown:
+                    return None
+                shown = svid
+            return self._configuration(svid)
+
+        fetcher = cast(
+            "Callable[[], grpc.ServerCertificateConfiguration]", renewed
+        )  # the types forget that None is taken
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration(), self._configuration, require_client_authentication=wants_clients
+            self._configuration(shown), fetcher, require_client_authentication=wants_clients
         )
 
-    def _configuration(self) -> grpc.ServerCertificateConfiguration:
-        svid = self.current()
+    def _configuration(self, svid: X509Svid) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration(
             [(svid.key_pem, svid.certificate_chain_pem)], root_certificates=self._issuer.trust_bundle_pem
         )
