@@ -94,7 +94,12 @@ def _walk(top: Path, refused: dict[str, OSError]) -> Iterator[str]:
             refused[str(error.filename)] = error
 
     for folder, folders, names in os.walk(top, onerror=refuse, followlinks=True):
-        status = os.stat(folder)
+        try:
+            status = os.stat(folder)
+        except OSError as error:  # deleted after it was listed
+            refuse(error)
+            folders.clear()
+            continue
         if (status.st_dev, status.st_ino) in entered:
             folders.clear()
             continue
