@@ -52,7 +52,7 @@ class OwnIdentity:
             return self._svid
 
     def server_credentials(self, *, wants_clients: bool) -> grpc.ServerCredentials:
-        """Returns credentials that follow renewals; `wants_clients` requires a certificate of this mesh."""
+        """Returns credentials of one port that follow renewals; `wants_clients` requires a certificate of the mesh."""
         shown = self.current()
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:

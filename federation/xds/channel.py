@@ -10,7 +10,7 @@
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
@@ -149,8 +149,11 @@ class Channel:
             return empty_endpoints(name)
         return resource
 
-    def due(self) -> Due:
-        """Returns what the next response would hold, were it sent now, whether or not one is in flight."""
+    def due(self, hold: Container[str] = ()) -> Due:
+        """Returns what the next response would hold, were it sent now, whether or not one is in flight.
+
+        The names in `hold` stay back, unless the client waits for an answer about them.
+        """
         if not self._pending and not self._owes_answer:
             return Due()
         upserts: dict[str, Resource] = {}
@@ -162,7 +165,8 @@ class Channel:
             parked = self.parked.get(name)
             if resource is not None and not (parked and parked.version == resource.version):
                 if name in self._owed or self._sent.get(name) != resource.version:
-                    upserts[name] = resource
+                    if name in self._owed or name not in hold:
+                        upserts[name] = resource
                     continue
             elif name in self._owed and self.type_url is TypeUrl.ENDPOINTS:
                 # An upstream may wait for this to become warm; "removed" is not heard by one that is.
@@ -173,10 +177,6 @@ class Channel:
                 continue
             self._pending.discard(name)
         return self._portion(upserts, removed)
-
-    def is_owed(self, name: str) -> bool:
-        """Says whether the client waits for an answer about `name`."""
-        return name in self._owed
 
     def may_have(self, name: str) -> bool:
         """Says whether the client may have `name` in some version, as far as it was sent or claimed."""
@@ -200,8 +200,7 @@ class Channel:
         self._pending -= done
         self._owed -= done
         self._owes_answer = False
-        if self._suspects:
-            self._suspects.pop(0)
+        self._suspects = [group for group in self._suspects if not versions.keys() & set(group)]
 
     def acknowledge(self, nonce: str) -> None:
         """Notes that the client took a response."""
@@ -280,11 +279,11 @@ class Channel:
                 self.held.pop(name, None)
 
     def _portion(self, upserts: Mapping[str, Resource], removed: list[str]) -> Due:
-        while self._suspects:
-            group = tuple(upserts[name] for name in self._suspects[0] if name in upserts)
+        self._suspects = [group for group in self._suspects if self._pending & set(group)]
+        for suspects in self._suspects:
+            group = tuple(upserts[name] for name in suspects if name in upserts)
             if group:
                 return Due(group)
-            self._suspects.pop(0)
         chosen = tuple(upserts.values())
         if self.type_url is TypeUrl.SECRET and self.parked:
             # Envoy refuses every secret beside a bad one: the repaired goes first, and of the rest only what is asked.

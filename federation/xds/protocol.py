@@ -244,9 +244,7 @@ class DeltaStream:
                     return msgspec.structs.replace(due, removed=unknown)
             case TypeUrl.ENDPOINTS:
                 # Endpoints may mean something that only the upstream's next version knows: they come behind it.
-                late = self._unsent(TypeUrl.CLUSTER)
-                upserts = tuple(one for one in due.upserts if one.name not in late or channel.is_owed(one.name))
-                return msgspec.structs.replace(due, upserts=upserts)
+                return channel.due(hold=self._unsent(TypeUrl.CLUSTER))
             case TypeUrl.ROUTES:
                 if not self._is_ready(TypeUrl.CLUSTER) or self._unsent(TypeUrl.ENDPOINTS):
                     return Due()

@@ -78,9 +78,9 @@ async def shown_certificate(credentials: grpc.ServerCredentials, issuer: Issuer,
 async def test_the_control_plane_shows_its_own_identity_to_proxies() -> None:
     issuer = make_issuers(EAST, now=datetime.now(UTC))[EAST]
     own = OwnIdentity(issuer, control_identity(EAST))
-    credentials = own.server_credentials(wants_clients=False)
-    shown = await shown_certificate(credentials, issuer, f"control.east.{DOMAIN}")
+    shown = await shown_certificate(own.server_credentials(wants_clients=False), issuer, f"control.east.{DOMAIN}")
     assert spiffe_identity(shown, DOMAIN) == control_identity(EAST)
+    credentials = own.server_credentials(wants_clients=False)
     with pytest.raises(ssl.SSLCertVerificationError):
         await shown_certificate(credentials, issuer, f"control.west.{DOMAIN}")
 

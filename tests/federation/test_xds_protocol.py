@@ -184,3 +184,16 @@ Delivery.TestCase.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, report_multiple_bugs=False
 )
 TestDelivery = Delivery.TestCase
+
+
+def test_suspects_that_stay_behind_their_upstream_hold_nobody_back() -> None:
+    """Found by a schedule: endpoints to be isolated waited for an upstream that waited for other endpoints."""
+    delivery = Delivery()
+    delivery.first()
+    delivery.answer()
+    good = (0, "", 0, "")
+    delivery.change(services=dict.fromkeys("acd", good), route=(0, ""), listener=(0, ""))
+    delivery.flow(rounds=1)
+    mixed = {"a": (0, UNNAMED, 0, ""), "b": good, "c": (1, "", 0, ""), "d": (1, "", 0, NAMED)}
+    delivery.change(services=mixed, route=(0, ""), listener=(0, ""))
+    delivery.teardown()
