@@ -12,6 +12,7 @@ from typing import NewType
 
 import msgspec
 
+from trust.bundle import TrustBundle
 from trust.spiffe import ClusterName, Identity, MeshDomain, Namespace, ServiceAccount
 
 NetworkName = NewType("NetworkName", str)
@@ -171,6 +172,14 @@ class Freshness(msgspec.Struct, frozen=True):
     state: Liveness
     since: datetime
     heard: datetime | None = None
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """Whom this `cluster` believes, and the authority that signs its certificates now (hex SHA-256 of the key)."""
+
+    cluster: ClusterName
+    bundle: TrustBundle
+    authority: str
 
 
 class Severity(StrEnum):

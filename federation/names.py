@@ -6,7 +6,7 @@ In this module `cluster` is a member of the mesh; Envoy's clusters are called up
 from typing import NewType
 
 from federation.model import PodKey, ServiceKey
-from trust.spiffe import ClusterName, MeshDomain, Namespace, cluster_slice, parse_cluster
+from trust.spiffe import ClusterName, MeshDomain, Namespace, cluster_slice, gateway_dns_name, parse_cluster
 
 UpstreamName = NewType("UpstreamName", str)
 """Name of an Envoy cluster."""
@@ -35,6 +35,9 @@ GATEWAY_ENDPOINT_HEADER = "x-isthmus-endpoint"
 GATEWAY_HEALTH_PATH = "/healthz"
 
 ETCD_PREFIX = "/isthmus/v1/"
+PROXIES_PREFIX = f"{ETCD_PREFIX}proxies/"
+REVOCATIONS_PREFIX = f"{ETCD_PREFIX}revocations/"
+TOKENS_PREFIX = f"{ETCD_PREFIX}tokens/"
 
 
 def host_port(address: str, port: int) -> str:
@@ -125,6 +128,16 @@ def tcp_tunnel_listener(cluster: ClusterName) -> str:
     return f"tunnel-tcp|{cluster}"
 
 
+def tunnel_sni(caller: ClusterName, callee: ClusterName, domain: MeshDomain) -> str:
+    """Returns the SNI of tunnels between two members: each caller has a filter chain of its own at a gateway."""
+    return f"{caller}.{gateway_dns_name(callee, domain)}"
+
+
+def inbound_rules(protocol: str, *, is_exported: bool) -> str:
+    """Returns the extension resource that says who may come in: `inbound-http|mesh`, `inbound-tcp|cluster`."""
+    return f"inbound-{protocol}|{'mesh' if is_exported else 'cluster'}"
+
+
 def sidecar_node(cluster: ClusterName, pod: PodKey) -> str:
     """Returns the Envoy node id of a sidecar: `east/shop/cart-1`."""
     return f"{cluster}/{pod.namespace}/{pod.name}"
@@ -168,7 +181,27 @@ def freshness_key(cluster: ClusterName) -> str:
 
 def token_key(digest: str) -> str:
     """Returns the etcd key of a join token, by the hex SHA-256 of the token."""
-    return f"{ETCD_PREFIX}tokens/{digest}"
+    return f"{TOKENS_PREFIX}{digest}"
+
+
+def revocation_key(subject: str) -> str:
+    """Returns the etcd key of a revocation that this cluster decided on; `subject` as a Revocation prints it."""
+    return f"{REVOCATIONS_PREFIX}{subject}"
+
+
+def statement_key(cluster: ClusterName) -> str:
+    """Returns the etcd key of what a peer last said of its trust."""
+    return f"{ETCD_PREFIX}trust/statements/{cluster}"
+
+
+def grant_key(cluster: ClusterName) -> str:
+    """Returns the etcd key of a grant that waits here for its addressee."""
+    return f"{ETCD_PREFIX}trust/grants/{cluster}"
+
+
+def proxy_key(node: str) -> str:
+    """Returns the etcd key of what a proxy of this cluster acknowledged."""
+    return f"{PROXIES_PREFIX}{node}"
 
 
 LEADER_KEY = f"{ETCD_PREFIX}leader"

@@ -22,7 +22,9 @@ from federation.model import (
     Service,
     ServiceExport,
     ServiceKey,
+    Trust,
 )
+from trust.bundle import Revocation
 from trust.spiffe import ClusterName, Namespace
 
 
@@ -36,6 +38,8 @@ class Section(StrEnum):
     MEMBERS = "members"
     IMPORTS = "imports"
     FRESHNESS = "freshness"
+    TRUST = "trust"
+    REVOCATIONS = "revocations"
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -53,11 +57,19 @@ class Replace(msgspec.Struct, frozen=True):
     values: Mapping[Any, Any]
 
 
+TRUST_KEY = ""
+"""The one key of Section.TRUST."""
+
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The picture at one revision. The mappings are never changed; `endpoints` follows from services and pods."""
+    """The picture at one revision. The mappings are never changed.
+
+    `trust` has at most one value, under TRUST_KEY; `revocations` are those of this cluster's own admin, by subject.
+    `endpoints` follows from services and pods, `revoked` (who is believed no longer,
+    sorted by subject, never the own cluster as a whole) from trust and revocations.
+    """
 
     revision: int = 0
     services: Mapping[ServiceKey, Service] = _NOTHING
@@ -68,6 +80,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     members: Mapping[ClusterName, MemberCluster] = _NOTHING
     imports: Mapping[tuple[ClusterName, ServiceKey], ExportedService] = _NOTHING
     freshness: Mapping[ClusterName, Freshness] = _NOTHING
+    trust: Mapping[str, Trust] = _NOTHING
+    revocations: Mapping[str, Revocation] = _NOTHING
+    revoked: tuple[Revocation, ...] = ()
 
 
 EMPTY = Snapshot()
@@ -96,10 +111,10 @@ def apply(snapshot: Snapshot, changes: Sequence[Change | Replace]) -> Snapshot:
     if not changed:
         return snapshot
     following = msgspec.structs.replace(snapshot, revision=snapshot.revision + 1, **changed)
-    endpoints = _derive_endpoints(snapshot, following)
-    if endpoints == snapshot.endpoints:
+    endpoints, revoked = _derive_endpoints(snapshot, following), _derive_revoked(snapshot, following)
+    if endpoints == snapshot.endpoints and revoked == snapshot.revoked:
         return following
-    return msgspec.structs.replace(following, endpoints=endpoints)
+    return msgspec.structs.replace(following, endpoints=endpoints, revoked=revoked)
 
 
 def selects(service: Service, pod: Pod) -> bool:
@@ -148,6 +163,21 @@ def _derive_endpoints(before: Snapshot, after: Snapshot) -> Mapping[ServiceKey, 
             )
         )
     return endpoints
+
+
+def _derive_revoked(before: Snapshot, after: Snapshot) -> tuple[Revocation, ...]:
+    if before.trust is after.trust and before.revocations is after.revocations:
+        return after.revoked
+    by_subject = dict(after.revocations)
+    trust = after.trust.get(TRUST_KEY)
+    for one in trust.bundle.revoked if trust else ():
+        own = by_subject.get(one.subject)
+        # What the root said stands: a cluster may only be stricter.
+        by_subject[one.subject] = one if own is None or one.sever or not own.sever else own
+    if trust:
+        # That a cluster as a whole is not to be believed is for the others: it goes on alone.
+        by_subject.pop(trust.cluster, None)
+    return tuple(by_subject[subject] for subject in sorted(by_subject))
 
 
 def _differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:

@@ -15,9 +15,13 @@ class TypeUrl(StrEnum):
     LISTENER = "type.googleapis.com/envoy.config.listener.v3.Listener"
     ROUTES = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
     SECRET = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a type's name
+    EXTENSION = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
     MEMBER = "type.googleapis.com/isthmus.federation.v1.MemberCluster"
     EXPORT = "type.googleapis.com/isthmus.federation.v1.ExportedService"
     BEAT = "type.googleapis.com/isthmus.federation.v1.Beat"
+    TRUST_BUNDLE = "type.googleapis.com/isthmus.federation.v1.TrustBundle"
+    TRUST_STATEMENT = "type.googleapis.com/isthmus.federation.v1.TrustStatement"
+    TRUST_GRANT = "type.googleapis.com/isthmus.federation.v1.Grant"
 
 
 class Resource(msgspec.Struct, frozen=True):
