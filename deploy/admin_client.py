@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from typing import Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -12,10 +13,13 @@ from federation.reports import (
     ClusterReport,
     ErrorReport,
     ProxyReport,
+    RevocationReport,
     ServiceReport,
     StatusReport,
     TokenReport,
+    TrustReport,
 )
+from trust.bundle import TrustBundle
 from trust.joining import Grant, Introduction, JoinRequest
 
 _Answer = TypeVar("_Answer")
@@ -96,6 +100,29 @@ class AdminClient:
         """Makes a join token for proxies of one service account; `role` is "sidecar" or "gateway"."""
         body = {"namespace": namespace, "account": account, "role": role}
         return await self._call("POST", "/v1/tokens", TokenReport, body=body)
+
+    async def trust(self) -> TrustReport:
+        """Returns whom the cluster believes, what its proxies have taken of it, and what its peers say of theirs."""
+        return await self._call("GET", "/v1/trust", TrustReport)
+
+    async def deliver(self, bundles: Sequence[TrustBundle] = (), grants: Sequence[Grant] = ()) -> TrustReport:
+        """Hands over what the root signed, for this cluster or to be passed on: all of it is taken, or nothing."""
+        body = {"bundles": bundles, "grants": grants}
+        return await self._call("POST", "/v1/trust/documents", TrustReport, body=body)
+
+    async def revocations(self) -> tuple[RevocationReport, ...]:
+        """Returns who is believed no longer in this cluster, by whose word, by subject."""
+        return await self._call("GET", "/v1/revocations", tuple[RevocationReport, ...])
+
+    async def revoke(self, subject: str, *, reason: str = "", sever: bool = False) -> RevocationReport:
+        """Has this cluster, alone, believe a cluster or a workload no longer; `subject` as a Revocation prints it."""
+        body = {"subject": subject, "reason": reason, "sever": sever}
+        return await self._call("POST", "/v1/revocations", RevocationReport, body=body)
+
+    async def restore(self, subject: str) -> tuple[RevocationReport, ...]:
+        """Undoes `revoke`; returns who is still believed no longer. Raises ControlRefused when the root revoked it."""
+        path = f"/v1/revocations/{quote(subject, safe='/@')}"
+        return await self._call("DELETE", path, tuple[RevocationReport, ...])
 
     async def _call(self, method: str, path: str, answer: type[_Answer], *, body: object = None) -> _Answer:
         if self._session is None:

@@ -6,6 +6,9 @@
     POST /v1/join-request                                a new request instead of the pending one
     GET  /v1/member                                      how this cluster introduces itself
     POST /v1/tokens                                      a join token for proxies, told once
+    GET  /v1/trust       POST /v1/trust/documents        whom the mesh believes, and news of its root
+    GET  /v1/revocations POST /v1/revocations            whom this cluster believes no longer
+    DELETE /v1/revocations/SUBJECT                       ... and believes again
 
 All of /v1 wants `authorization: Bearer <admin token>`. Every refusal is `{"error": ..., "hint": ...}`.
 """
@@ -19,10 +22,20 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from federation.reports import ClusterReport, ErrorReport, ProxyReport, ServiceReport, StatusReport, TokenReport
+from federation.reports import (
+    ClusterReport,
+    ErrorReport,
+    ProxyReport,
+    RevocationReport,
+    ServiceReport,
+    StatusReport,
+    TokenReport,
+    TrustReport,
+)
 from federation.telemetry import CONTENT_TYPE
 from trust import refusals
 from trust.attestation import TokenRole
+from trust.bundle import TrustBundle
 from trust.joining import Grant, Introduction, JoinRequest
 
 log = logging.getLogger(__name__)
@@ -30,7 +43,7 @@ log = logging.getLogger(__name__)
 _Body = TypeVar("_Body")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_MAX_BODY = 1 << 20  # bytes: a grant is some kilobytes
+_MAX_BODY = 4 << 20  # bytes: a grant is some kilobytes, a trust bundle with all that may be revoked 300
 
 
 class TokenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +52,21 @@ class TokenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     namespace: str
     account: str
     role: TokenRole = TokenRole.SIDECAR
+
+
+class RevocationOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/revocations. `subject` as `trust.bundle.Revocation` prints it."""
+
+    subject: str
+    reason: str = ""
+    sever: bool = False
+
+
+class TrustDocuments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/trust/documents: what the root signed, for this cluster or to be passed on."""
+
+    bundles: tuple[TrustBundle, ...] = ()
+    grants: tuple[Grant, ...] = ()
 
 
 class AdminRefused(refusals.Refusal):
@@ -65,6 +93,11 @@ class AdminBackend(Protocol):
     async def join_request(self, *, fresh: bool) -> JoinRequest: ...
     async def join(self, grant: Grant) -> None: ...
     async def create_token(self, order: TokenOrder) -> TokenReport: ...
+    def trust(self) -> TrustReport: ...
+    async def take_documents(self, documents: TrustDocuments) -> TrustReport: ...
+    def revocations(self) -> tuple[RevocationReport, ...]: ...
+    async def revoke(self, order: RevocationOrder, *, asked_by: str) -> RevocationReport: ...
+    async def restore(self, subject: str, *, asked_by: str) -> tuple[RevocationReport, ...]: ...
 
 
 def admin_app(backend: AdminBackend, token: str) -> web.Application:
@@ -120,6 +153,26 @@ def admin_app(backend: AdminBackend, token: str) -> web.Application:
     async def _(request: web.Request) -> web.Response:
         return _json(await backend.create_token(await _body(request, TokenOrder)))
 
+    @routes.get("/v1/trust")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(backend.trust())
+
+    @routes.post("/v1/trust/documents")
+    async def _(request: web.Request) -> web.Response:
+        return _json(await backend.take_documents(await _body(request, TrustDocuments)))
+
+    @routes.get("/v1/revocations")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(backend.revocations())
+
+    @routes.post("/v1/revocations")
+    async def _(request: web.Request) -> web.Response:
+        return _json(await backend.revoke(await _body(request, RevocationOrder), asked_by=_asker(request)))
+
+    @routes.delete("/v1/revocations/{subject:.+}")
+    async def _(request: web.Request) -> web.Response:
+        return _json(await backend.restore(request.match_info["subject"], asked_by=_asker(request)))
+
     app = web.Application(middlewares=[_refusals, _only_with(token)], client_max_size=_MAX_BODY)
     app.add_routes(routes)
     return app
@@ -127,6 +180,11 @@ def admin_app(backend: AdminBackend, token: str) -> web.Application:
 
 def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _asker(request: web.Request) -> str:
+    """Returns who asks, for the audit trail: all hold the same token, so the address says most."""
+    return f"admin at {request.remote}"
 
 
 async def _body(request: web.Request, expected: type[_Body]) -> _Body:

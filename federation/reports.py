@@ -4,10 +4,13 @@ Pure values; JSON by msgspec. Moments are aware UTC. Optional text is `""`.
 """
 
 from datetime import datetime
+from enum import StrEnum
 
 import msgspec
 
 from federation.model import Finding, Liveness
+from trust.bundle import TrustBundle
+from trust.statements import TrustStatement
 
 
 class StatusReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -15,6 +18,7 @@ class StatusReport(msgspec.Struct, frozen=True, rename="camel"):
 
     `waiting_for` names what must be listed before proxies are served ("source", "etcd", "join"); empty when ready.
     `leader` is the replica that leads as etcd last said, empty when unknown; `replicas` are the admin URLs of all.
+    `warnings` are those of TrustReport.
     """
 
     cluster: str
@@ -38,6 +42,7 @@ class StatusReport(msgspec.Struct, frozen=True, rename="camel"):
     proxies_in_step: int
     certificate_expires: datetime | None = None
     findings: tuple[Finding, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class ClusterReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -45,6 +50,7 @@ class ClusterReport(msgspec.Struct, frozen=True, rename="camel"):
 
     `exports` counts the services that this member offers; `via` is the gateway over which the asked replica hears it
     now (only the leader does), `problem` why it is not heard; `rejected` says what was refused from it and why.
+    `revoked` is who revoked it and why, empty when nobody did.
     """
 
     name: str
@@ -62,6 +68,7 @@ class ClusterReport(msgspec.Struct, frozen=True, rename="camel"):
     via: str = ""
     problem: str = ""
     rejected: tuple[str, ...] = ()
+    revoked: str = ""
 
 
 class PlaceReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -128,6 +135,46 @@ class TokenReport(msgspec.Struct, frozen=True, rename="camel"):
     namespace: str
     account: str
     role: str
+
+
+class PeerTrustReport(msgspec.Struct, frozen=True, rename="camel"):
+    """What a peer last said of its trust, and when it was heard."""
+
+    statement: TrustStatement
+    heard: datetime
+
+
+class TrustReport(msgspec.Struct, frozen=True, rename="camel"):
+    """Whom the asked cluster believes, what it says of its own trust, and what its peers last said of theirs, by name.
+
+    `warnings` say what will break, and when, unless somebody does something about it.
+    """
+
+    bundle: TrustBundle
+    own: TrustStatement
+    others: tuple[PeerTrustReport, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class RevocationOrigin(StrEnum):
+    """Who revoked somebody: the root for the whole mesh, or this cluster's own admin for it alone."""
+
+    ROOT = "root"
+    CLUSTER = "cluster"
+
+
+class RevocationReport(msgspec.Struct, frozen=True, rename="camel"):
+    """Somebody who is believed no longer in the asked cluster.
+
+    `warning` says what about it may not be what was meant: that no such cluster is known here.
+    """
+
+    subject: str
+    origin: RevocationOrigin
+    at: datetime
+    reason: str = ""
+    sever: bool = False
+    warning: str = ""
 
 
 class ErrorReport(msgspec.Struct, frozen=True, rename="camel"):
