@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import grpc
+import msgspec
 from envoy.config.core.v3.base_pb2 import Node
 
 from federation.model import ProxyScope
@@ -22,17 +23,19 @@ from federation.xds.server import (
     read_first,
     serve_stream,
 )
-from federation.xds.session import ProxyNode, ProxyStatus, RejectedResource, Session, TypeStatus
+from federation.xds.session import ProxyNode, ProxyStatus, RejectedResource, Session, TrustMark, TypeStatus
 from trust.spiffe import Identity
 
 __all__ = [
     "Admission",
     "AdsServer",
     "Compile",
+    "Issued",
     "ProxyNode",
     "ProxyStatus",
     "RejectedResource",
     "SecretSource",
+    "TrustMark",
     "TypeStatus",
 ]
 
@@ -59,11 +62,26 @@ class Admission(Protocol):
         """
 
 
+class Issued(msgspec.Struct, frozen=True):
+    """The secrets of one proxy: SDS resources by name, and when to ask again (UTC).
+
+    `authority` is the fingerprint of the authority that signed the certificate, `expires` its end, `bundle` the digest
+    of the trust bundle beside it: those of `resources`, whatever is in force by now. All are empty where there is no
+    certificate.
+    """
+
+    resources: Mapping[str, Resource]
+    renew_at: datetime
+    authority: str
+    bundle: str
+    expires: datetime | None
+
+
 class SecretSource(Protocol):
     """Makes the secrets of one proxy."""
 
-    def secrets(self, scope: ProxyScope, now: datetime) -> tuple[Mapping[str, Resource], datetime]:
-        """Returns new SDS resources by name, and when to ask again (UTC)."""
+    def secrets(self, scope: ProxyScope, now: datetime) -> Issued:
+        """Returns what the proxy should have now: asked at first, when it is due, and when the mesh's trust changed."""
 
 
 class AdsServer:

@@ -31,6 +31,15 @@ class RejectedResource(msgspec.Struct, frozen=True):
     since: datetime
 
 
+class TrustMark(msgspec.Struct, frozen=True):
+    """What a proxy was given of its trust: digest of the bundle, fingerprint of the authority that signed its
+    certificate, digest of the revoked set."""
+
+    bundle: str = ""
+    authority: str = ""
+    revoked: str = ""
+
+
 class TypeStatus(msgspec.Struct, frozen=True):
     """One resource type at one proxy. `acknowledged` counts resources, `pushes` responses on this stream."""
 
@@ -42,7 +51,10 @@ class TypeStatus(msgspec.Struct, frozen=True):
 
 
 class ProxyStatus(msgspec.Struct, frozen=True):
-    """A proxy on a stream now. `acknowledged_revision` is 0 until it has taken (or refused) a whole picture."""
+    """A proxy on a stream now. `acknowledged_revision` is 0 until it has taken (or refused) a whole picture.
+
+    `mark` is what it acknowledged of its trust, None before the first time; `certificate_expires` belongs to it.
+    """
 
     node: str
     scope: ProxyScope
@@ -51,6 +63,8 @@ class ProxyStatus(msgspec.Struct, frozen=True):
     acknowledged_revision: int
     acknowledged_at: datetime | None
     types: tuple[TypeStatus, ...]
+    mark: TrustMark | None = None
+    certificate_expires: datetime | None = None
 
 
 class Session:

@@ -1,0 +1,62 @@
+"""What federation needs of whoever keeps this cluster's trust: documents of the root, the own statement, grants.
+
+The keeper decides what is believed. Here only its shape stands, so that federation knows no data directory and no key.
+"""
+
+from datetime import datetime
+from typing import Annotated, Protocol
+
+import msgspec
+
+from federation.model import MemberCluster
+from federation.peering.news import News
+from trust.bundle import TrustBundle
+from trust.issuance import X509Svid
+from trust.joining import Grant
+from trust.spiffe import ClusterName
+from trust.statements import TrustStatement
+
+
+class HeardStatement(msgspec.Struct, frozen=True):
+    """What another member said of its trust, and when it was heard here (UTC, our clock)."""
+
+    statement: TrustStatement
+    heard: Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class TrustKeeper(Protocol):
+    """Keeps the trust of this cluster. `news` tells whenever an answer of the plain methods may have changed.
+
+    The plain methods never wait and never fail. Those that take something return why it is refused, or nothing; they
+    are told what a peer said, and believe none of it but what a root signed.
+    """
+
+    @property
+    def news(self) -> News: ...
+
+    def documents(self) -> tuple[TrustBundle, ...]:
+        """Returns the documents that somebody who was away needs, by number; the last is in force here."""
+
+    def statement(self) -> TrustStatement | None:
+        """Returns what this cluster says of its own trust; None while it is not known."""
+
+    def grants_for(self, peer: ClusterName) -> tuple[Grant, ...]:
+        """Returns the grants that wait here for `peer` (see `trust_records.grants_for`)."""
+
+    def own_member(self) -> MemberCluster:
+        """Returns this cluster's own record, with the certificate of its active authority."""
+
+    def svid(self) -> X509Svid:
+        """Returns the certificate of this control plane; raises IssuanceRefused when there is none."""
+
+    def bundle_pem(self) -> bytes:
+        """Returns the roots that are trusted now (PEM)."""
+
+    async def take_bundles(self, bundles: tuple[TrustBundle, ...]) -> str:
+        """Follows those documents that are newer and can be believed."""
+
+    async def take_grant(self, grant: Grant) -> str:
+        """Takes a grant for this cluster."""
+
+    async def pass_on(self, grant: Grant) -> str:
+        """Keeps a grant for another member in etcd until that one has it (see `trust_records.keep_grant`)."""
