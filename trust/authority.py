@@ -41,10 +41,10 @@ INTERMEDIATE_LIFETIME = timedelta(days=365)
 GRANT_LIFETIME = timedelta(hours=24)
 LONGEST_LIFETIME = timedelta(days=36500)
 
-_ROOT_KEY = "root-key.pem"
+_ROOT_KEY = "root"
 _ROOT = "root.pem"
 _LEDGER = "members.json"
-_CLUSTER_KEY = "ca-key.pem"
+_CLUSTER_KEY = "ca"
 _REQUEST = "join-request.json"
 _GRANT = "grant.json"
 
@@ -104,7 +104,7 @@ class Root:
         except InvalidName as error:
             raise AuthorityRefused(str(error), "choose a DNS name that is yours, such as mesh.example") from error
         with _new_directory(directory) as fresh:
-            key = FileCustody(fresh / _ROOT_KEY, passphrase).create()
+            key = FileCustody(fresh, passphrase).create(_ROOT_KEY)
             certificate = make_root(key, domain, now=now, lifetime=lifetime)
             files.create(fresh / _ROOT, certificate_pem(certificate))
             files.create(fresh / _LEDGER, _print(Ledger()))
@@ -121,7 +121,7 @@ class Root:
             raise AuthorityRefused(message, "name the directory that `isthmus trust init` made") from error
         except (files.FileRefused, CertificateRefused) as error:
             raise AuthorityRefused(error.message, error.hint) from error
-        key = FileCustody(directory / _ROOT_KEY, passphrase).load()
+        key = FileCustody(directory, passphrase).load(_ROOT_KEY)
         if key.public_key() != certificate.public_key():
             message = f"the key and the certificate in {directory} do not belong together"
             raise AuthorityRefused(message, "restore both from the same backup")
@@ -130,7 +130,7 @@ class Root:
     @staticmethod
     def needs_passphrase(directory: Path) -> bool:
         """Says whether `open` will need a passphrase; raises CustodyRefused when there is no key, or it lies open."""
-        return FileCustody(directory / _ROOT_KEY).is_encrypted()
+        return FileCustody(directory).is_encrypted(_ROOT_KEY)
 
     def grant(
         self,
@@ -232,7 +232,7 @@ class Enrolment:
 
     def __init__(self, directory: Path, passphrase: bytes | None = None) -> None:
         self._directory = directory
-        self._custody = FileCustody(directory / _CLUSTER_KEY, passphrase)
+        self._custody = FileCustody(directory, passphrase)
 
     def load(self) -> tuple[Intermediate, tuple[Introduction, ...]] | None:
         """Returns what was accepted: the authority and who was introduced; None before the cluster has joined.
@@ -260,10 +260,14 @@ class Enrolment:
                     )
                 pending = self._pending()
                 is_current = pending is not None and (pending.cluster, pending.domain) == (about, domain)
-                if pending is not None and is_current and not fresh and self._custody.exists():
+                if pending is not None and is_current and not fresh and _CLUSTER_KEY in self._custody.names():
                     return pending
                 joining.check_introduction(about)  # before a key is made for nothing
-                key = self._custody.load() if self._custody.exists() else self._custody.create()
+                key = (
+                    self._custody.load(_CLUSTER_KEY)
+                    if _CLUSTER_KEY in self._custody.names()
+                    else self._custody.create(_CLUSTER_KEY)
+                )
                 request = joining.make_join_request(key, about, domain=domain, now=now)
                 files.replace(self._directory / _REQUEST, joining.encode(request))
                 return request
@@ -281,7 +285,7 @@ class Enrolment:
                 pending = self._pending()
                 if pending is None:
                     raise _not_asked()
-                joining.check_grant(grant, pending, public_key=self._custody.load().public_key(), now=now)
+                joining.check_grant(grant, pending, public_key=self._custody.load(_CLUSTER_KEY).public_key(), now=now)
                 files.replace(self._directory / _GRANT, joining.encode(grant))
             return self._intermediate(grant), grant.introductions
 
@@ -303,7 +307,7 @@ class Enrolment:
 
     def _intermediate(self, grant: Grant) -> Intermediate:
         certificate = load_certificate(grant.certificate.encode())
-        key = self._custody.load()
+        key = self._custody.load(_CLUSTER_KEY)
         if key.public_key() != certificate.public_key():
             message = f"the key and the grant in {self._directory} do not belong together"
             raise AuthorityRefused(message, "restore both from the same backup")

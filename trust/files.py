@@ -77,6 +77,13 @@ def replace(path: Path, content: bytes) -> None:
         _sync_directory(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Removes a file, durably: after a crash it stays gone. Raises FileMissing or FileRefused."""
+    with _translated(path):
+        path.unlink()
+        _sync_directory(path.parent)
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Keeps other processes that ask for the same lock out; waits for them. The kernel lets go when we die."""

@@ -12,12 +12,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.support.files import tree
 from trust import files
 from trust.certificates import key_pem, new_key
-from trust.custody import Custody, CustodyRefused, FileCustody
+from trust.custody import Custody, CustodyRefused, FileCustody, needs_passphrase, open_custody, remember, remembered
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "ca" / "key.pem"
+    """Where the key `ca-1` of `ring` lies."""
+    return tmp_path / "data" / "ca-1-key.pem"
+
+
+def ring(path: Path, passphrase: bytes | None = None) -> FileCustody:
+    return FileCustody(path.parent, passphrase)
 
 
 def mode(path: Path) -> int:
@@ -25,11 +30,83 @@ def mode(path: Path) -> int:
 
 
 def test_a_key_is_made_once_and_read_again(path: Path) -> None:
-    custody: Custody = FileCustody(path)
-    assert not custody.exists()
-    made = custody.create()
-    assert custody.exists()
-    assert key_pem(FileCustody(path).load()) == key_pem(made)
+    custody: Custody = ring(path)
+    assert custody.names() == ()
+    made = custody.create("ca-1")
+    assert custody.names() == ("ca-1",)
+    assert key_pem(ring(path).load("ca-1")) == key_pem(made)
+
+
+def test_a_ring_holds_many_keys_and_each_is_its_own(path: Path) -> None:
+    made = {name: ring(path).create(name) for name in ("root-2", "root-1", "ca-10")}
+    assert ring(path).names() == ("ca-10", "root-1", "root-2")
+    for name, key in made.items():
+        assert ring(path).load(name).public_key() == key.public_key()
+    assert len({key_pem(key) for key in made.values()}) == 3
+
+
+def test_a_destroyed_key_is_gone_and_the_others_stay(path: Path) -> None:
+    custody = ring(path)
+    kept = custody.create("ca-1")
+    custody.create("ca-2")
+    custody.destroy("ca-2")
+    assert custody.names() == ("ca-1",)
+    with pytest.raises(CustodyRefused, match="no key"):
+        custody.load("ca-2")
+    custody.destroy("ca-2")  # an interrupted step is done again
+    assert custody.load("ca-1").public_key() == kept.public_key()
+    assert custody.create("ca-2").public_key() != kept.public_key(), "the name is free again"
+
+
+def test_to_destroy_a_key_in_no_directory_is_no_error(path: Path) -> None:
+    ring(path).destroy("ca-1")
+    assert not path.parent.exists()
+
+
+def test_what_is_no_key_is_not_named(path: Path) -> None:
+    ring(path).create("ca-1")
+    for other in ("grant.json", ".ca-2-key.pem.0123", ".ca-3-key.pem", "-key.pem", "CA-key.pem"):
+        (path.parent / other).write_bytes(b"")
+    assert ring(path).names() == ("ca-1",)
+
+
+@pytest.mark.parametrize("name", ["", "../ca", "a/b", ".", "CA", "ca-", "-ca", "x" * 64, "ca\n", "ca-1\0", "cä"])
+def test_a_name_that_is_no_name_never_reaches_the_disk(path: Path, name: str) -> None:
+    for ask in (ring(path).create, ring(path).load, ring(path).destroy, ring(path).is_encrypted):
+        with pytest.raises(CustodyRefused, match="not a name for a key"):
+            ask(name)
+    assert not path.parent.exists()
+
+
+def test_where_the_keys_are_is_remembered_beside_them(tmp_path: Path) -> None:
+    assert remembered(tmp_path / "absent") == ""
+    files.make_directory(tmp_path / "root")
+    assert remembered(tmp_path / "root") == ""
+    remember(tmp_path / "root", "pkcs11:token=isthmus")
+    assert remembered(tmp_path / "root") == "pkcs11:token=isthmus"
+    remember(tmp_path / "root", "")
+    assert remembered(tmp_path / "root") == ""
+    assert mode(tmp_path / "root" / "keys-in") == 0o600
+
+
+def test_files_are_opened_by_no_name_at_all(path: Path) -> None:
+    made = open_custody("", directory=path.parent, passphrase=b"correct horse").create("ca-1")
+    assert path.exists()
+    again = open_custody("", directory=path.parent, passphrase=b"correct horse")
+    assert again.where == ""
+    assert again.load("ca-1").public_key() == made.public_key()
+    assert "horse" not in repr(again)
+    with pytest.raises(CustodyRefused, match="no place for keys") as refusal:
+        open_custody("vault:secret", directory=path.parent)
+    assert "pkcs11:" in refusal.value.hint
+
+
+def test_a_passphrase_is_asked_for_when_a_key_is_encrypted(path: Path) -> None:
+    assert not needs_passphrase("", directory=path.parent)
+    ring(path).create("root-1")
+    assert not needs_passphrase("", directory=path.parent)
+    ring(path, b"correct horse").create("root-2")
+    assert needs_passphrase("", directory=path.parent)
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
@@ -37,7 +114,7 @@ def test_a_key_is_its_owners_alone_under_every_umask(path: Path, umask: int) -> 
     path.parent.mkdir(mode=0o700)
     before = os.umask(umask)
     try:
-        FileCustody(path).create()
+        ring(path).create("ca-1")
     finally:
         os.umask(before)
     assert mode(path) == 0o600
@@ -47,17 +124,17 @@ def test_a_key_is_its_owners_alone_under_every_umask(path: Path, umask: int) -> 
 def test_the_directory_that_is_made_is_its_owners_alone(path: Path) -> None:
     before = os.umask(0)
     try:
-        FileCustody(path).create()
+        ring(path).create("ca-1")
     finally:
         os.umask(before)
     assert mode(path.parent) == 0o700
 
 
 def test_a_key_is_never_overwritten(path: Path) -> None:
-    FileCustody(path).create()
+    ring(path).create("ca-1")
     before = tree(path.parent)
     with pytest.raises(CustodyRefused, match="already"):
-        FileCustody(path).create()
+        ring(path).create("ca-1")
     assert tree(path.parent) == before
 
 
@@ -69,7 +146,7 @@ def test_of_many_that_make_a_key_at_once_one_succeeds(path: Path) -> None:
     def make() -> None:
         start.wait()
         try:
-            made.append(FileCustody(path).create())
+            made.append(ring(path).create("ca-1"))
         except CustodyRefused as error:
             refused.append(error)
 
@@ -80,48 +157,48 @@ def test_of_many_that_make_a_key_at_once_one_succeeds(path: Path) -> None:
         thread.join()
     assert len(made) == 1
     assert len(refused) == 7
-    assert key_pem(FileCustody(path).load()) == key_pem(made[0])
-    assert [entry.name for entry in path.parent.iterdir()] == ["key.pem"]
+    assert key_pem(ring(path).load("ca-1")) == key_pem(made[0])
+    assert [entry.name for entry in path.parent.iterdir()] == ["ca-1-key.pem"]
 
 
 def test_a_passphrase_encrypts_the_key(path: Path) -> None:
-    made = FileCustody(path, b"correct horse").create()
+    made = ring(path, b"correct horse").create("ca-1")
     assert b"ENCRYPTED" in path.read_bytes()
-    assert FileCustody(path).is_encrypted()
-    assert key_pem(FileCustody(path, b"correct horse").load()) == key_pem(made)
+    assert ring(path).is_encrypted("ca-1")
+    assert key_pem(ring(path, b"correct horse").load("ca-1")) == key_pem(made)
     for wrong in (None, b"", b"battery staple"):
         with pytest.raises(CustodyRefused, match="passphrase") as refusal:
-            FileCustody(path, wrong).load()
+            ring(path, wrong).load("ca-1")
         assert refusal.value.hint
 
 
 @pytest.mark.parametrize("passphrase", [b"", b"x" * 1024])
 def test_a_passphrase_that_cannot_be_is_refused_before_anything_is_made(path: Path, passphrase: bytes) -> None:
     with pytest.raises(CustodyRefused, match="1 to 1023 bytes"):
-        FileCustody(path, passphrase).create()
+        ring(path, passphrase).create("ca-1")
     assert not path.parent.exists()
 
 
 @pytest.mark.parametrize("bits", [0o640, 0o604, 0o660, 0o644, 0o601])
 def test_a_key_that_lies_open_is_refused_with_the_way_to_close_it(path: Path, bits: int) -> None:
-    FileCustody(path).create()
+    ring(path).create("ca-1")
     path.chmod(bits)
     with pytest.raises(CustodyRefused, match=f"open to others .mode {bits:o}.") as refusal:
-        FileCustody(path).load()
+        ring(path).load("ca-1")
     assert f"chmod 600 {path}" in refusal.value.hint
     assert mode(path) == bits, "refused, not repaired"
 
 
 @pytest.mark.parametrize("bits", [0o750, 0o705, 0o755])
 def test_a_directory_that_lies_open_is_refused(path: Path, bits: int) -> None:
-    FileCustody(path).create()
+    ring(path).create("ca-1")
     path.parent.chmod(bits)
     with pytest.raises(CustodyRefused, match="open to others") as refusal:
-        FileCustody(path).load()
+        ring(path).load("ca-1")
     assert f"chmod 700 {path.parent}" in refusal.value.hint
     before = tree(path.parent)
     with pytest.raises(CustodyRefused, match="open to others"):
-        FileCustody(path.with_name("other.pem")).create()
+        ring(path).create("other")
     assert tree(path.parent) == before
 
 
@@ -141,19 +218,19 @@ def test_what_is_no_regular_file_is_refused_at_once(path: Path, put: Callable[[P
     signal.alarm(10)  # a pipe in the file's place must not have us wait for its writer
     try:
         with pytest.raises(CustodyRefused):
-            FileCustody(path).load()
+            ring(path).load("ca-1")
         with pytest.raises(CustodyRefused, match="already"):
-            FileCustody(path).create()
+            ring(path).create("ca-1")
     finally:
         signal.alarm(0)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_key_of_another_user_is_refused(path: Path) -> None:
-    FileCustody(path).create()
+    ring(path).create("ca-1")
     os.chown(path, 12345, -1)
     with pytest.raises(CustodyRefused, match="belongs to user 12345"):
-        FileCustody(path).load()
+        ring(path).load("ca-1")
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
@@ -161,13 +238,13 @@ def test_a_broken_key_is_refused_by_its_path(path: Path, content: bytes) -> None
     files.make_directory(path.parent)
     files.create(path, content)
     with pytest.raises(CustodyRefused, match=str(path)):
-        FileCustody(path).load()
+        ring(path).load("ca-1")
 
 
 def test_no_key_is_refused_with_a_hint(path: Path) -> None:
-    for ask in (FileCustody(path).load, FileCustody(path).is_encrypted):
+    for ask in (ring(path).load, ring(path).is_encrypted):
         with pytest.raises(CustodyRefused) as refusal:
-            ask()
+            ask("ca-1")
         assert refusal.value.hint
 
 
