@@ -89,7 +89,9 @@ class ProxySecrets:
         self._issuer = issuer
         self._issued: dict[tuple[Identity, PodKey | str], X509Svid] = {}
 
-    def secrets(self, scope: ProxyScope, now: datetime) -> tuple[Mapping[str, Resource], datetime]:
+    def secrets(
+        self, scope: ProxyScope, now: datetime, *, asked_by: str = "", proof: str = ""
+    ) -> tuple[Mapping[str, Resource], datetime]:
         """Returns the secrets of a proxy and when to ask again."""
         holder = (scope.identity, scope.pod.key if scope.pod else scope.address)
         known = self._issued.get(holder)

@@ -1,5 +1,6 @@
 """Which proxy is told what: tokens say who it is, the picture what it stands beside, the compilers say the rest."""
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from federation.names import parse_node, token_key
 from federation.peering.exports import offered
 from federation.snapshot import Snapshot
 from federation.view import InboundPort, inbound_ports, resolve
-from federation.xds.ads import ProxyNode
+from federation.xds.ads import Admitted, ProxyNode
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
 from federation.xds.server import Refused, Unauthenticated, Unavailable
 from gateway.eastwest import compile_gateway
@@ -47,10 +48,14 @@ class Admissions:
         self._known: dict[str, TokenRecord] = {}
         self._refused: dict[str, str] = {}
 
-    async def admit(self, node: ProxyNode, token: str) -> Identity:
+    async def ended(self, node: ProxyNode, admitted: Admitted) -> None:
+        """Waits for ever."""
+        await asyncio.get_running_loop().create_future()
+
+    async def admit(self, node: ProxyNode, token: str) -> Admitted:
         """Returns whom the token speaks for; raises Refused, Unauthenticated or Unavailable."""
         try:
-            return await self._admit(node, token)
+            return Admitted(await self._admit(node, token))
         except Refused as error:
             self._tell_once(node, str(error))
             raise

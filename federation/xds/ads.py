@@ -1,7 +1,12 @@
-"""Serves proxies: who may have a stream, what each is told, and what each has taken."""
+"""Serves proxies: who may have a stream, what each is told, and what each has taken.
+
+A stream lives thirty minutes at most (`MAX_AGE`, three minutes more or less): it is ended with UNAVAILABLE "time to
+authenticate again". Envoy comes back, shows its token anew, and is sent nothing that it has.
+"""
 
 import asyncio
 import logging
+import secrets as randomness
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -27,7 +32,9 @@ from federation.xds.session import ProxyNode, ProxyStatus, RejectedResource, Ses
 from trust.spiffe import Identity
 
 __all__ = [
+    "MAX_AGE",
     "Admission",
+    "Admitted",
     "AdsServer",
     "Compile",
     "Issued",
@@ -44,15 +51,29 @@ log = logging.getLogger(__name__)
 _ADMIT_LIMIT = timedelta(seconds=5)  # a token is looked up in etcd
 _APPEAR_LIMIT = timedelta(seconds=3)  # longer than a source needs to show a pod that has just started
 
+MAX_AGE = timedelta(minutes=30)
+"""Of a stream, until its proxy has to authenticate again."""
+_AGE_JITTER = 0.1  # part of the age, either way: proxies that came together do not come back together
+
 Compile = Callable[[Snapshot, ProxyScope], ResourceSet]
 """Everything but secrets. Pure; called once for each (revision, scope)."""
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """Who somebody proved to be. `proof` says by what, for people: a reference, never the token."""
+
+    identity: Identity
+    proof: str = ""
 
 
 class Admission(Protocol):
     """Decides who is who."""
 
-    async def admit(self, node: ProxyNode, token: str) -> Identity:
-        """Returns the identity that `token` proves; raises server.Unauthenticated, or server.Refused."""
+    async def admit(self, node: ProxyNode, token: str) -> Admitted:
+        """Returns whom `token` proves; raises server.Unauthenticated, or server.Refused."""
+
+    async def ended(self, node: ProxyNode, admitted: Admitted) -> None:
+        """Waits while the proof is good; then raises server.Refused. Never returns."""
 
     def scope(self, snapshot: Snapshot, node: ProxyNode, identity: Identity) -> ProxyScope | None:
         """Returns what the picture knows of this proxy; None while it knows nothing (it may appear later).
@@ -80,8 +101,11 @@ class Issued(msgspec.Struct, frozen=True):
 class SecretSource(Protocol):
     """Makes the secrets of one proxy."""
 
-    def secrets(self, scope: ProxyScope, now: datetime) -> Issued:
-        """Returns what the proxy should have now: asked at first, when it is due, and when the mesh's trust changed."""
+    def secrets(self, scope: ProxyScope, now: datetime, *, asked_by: str, proof: str) -> Issued:
+        """Returns what the proxy should have now: asked at first, when it is due, and when the mesh's trust changed.
+
+        `asked_by` is the node and the address that it asks from, `proof` what it proved itself by: for the audit trail.
+        """
 
 
 class AdsServer:
@@ -99,11 +123,13 @@ class AdsServer:
         on_rejected: Callable[[TypeUrl], None],
         quiet: timedelta = timedelta(milliseconds=10),
         settle_limit: timedelta = timedelta(seconds=10),
+        max_age: timedelta = MAX_AGE,
     ) -> None:
         """`on_converged` is told the time from a change to its last ACK by a proxy, and whether a peer made it.
 
         `quiet` is how long a proxy's stream waits for further changes once there is one: a burst is one push.
-        `settle_limit` bounds how long one unanswered response holds back the others.
+        `settle_limit` bounds how long one unanswered response holds back the others. `max_age` of a stream is jittered
+        by a tenth, either way.
         """
         self._store = store
         self._compile = compile
@@ -114,6 +140,7 @@ class AdsServer:
         self._on_rejected = on_rejected
         self._quiet = quiet.total_seconds()
         self._settle_limit = settle_limit
+        self._max_age = max_age.total_seconds()
         self._sessions: set[Session] = set()
         self._compiled: dict[ProxyScope, ResourceSet] = {}  # of the newest revision asked for
         self._compiled_revision = -1
@@ -130,13 +157,14 @@ class AdsServer:
 
     async def _serve(self, context: ServicerContext) -> None:
         first = await read_first(context)
-        node = _node(first.node)
+        node = _node(first.node, context.peer())
         token = _bearer_token(context)
         try:
             async with asyncio.timeout(_ADMIT_LIMIT.total_seconds()):
-                identity = await self._admission.admit(node, token)
+                admitted = await self._admission.admit(node, token)
         except TimeoutError:
             raise Unavailable("nobody can say now whether this token is good") from None
+        identity = admitted.identity
         scope = await self._first_scope(node, identity)
         session = Session(
             node, identity, scope, on_settled=self._measure, on_pushed=self._on_pushed, on_rejected=self._on_rejected
@@ -144,17 +172,29 @@ class AdsServer:
         self._sessions.add(session)
         log.info("proxy connected", extra={"node": node.id})
         try:
-            await serve_stream(
-                context,
-                first,
-                stream=session.stream,
-                feed=self._feed(session),
-                observer=session,
-                settle_limit=self._settle_limit,
-            )
+            async with asyncio.TaskGroup() as group:
+                watching = group.create_task(self._watch(node, admitted))
+                await serve_stream(
+                    context,
+                    first,
+                    stream=session.stream,
+                    feed=self._feed(session, admitted),
+                    observer=session,
+                    settle_limit=self._settle_limit,
+                )
+                watching.cancel()
         finally:
             self._sessions.discard(session)
             log.info("proxy left", extra={"node": node.id})
+
+    async def _watch(self, node: ProxyNode, admitted: Admitted) -> None:
+        """Ends a stream, by raising Refused, when its proof is no longer good or has to be shown again."""
+        jitter = randomness.SystemRandom().uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)
+        try:
+            async with asyncio.timeout(self._max_age * jitter):
+                await self._admission.ended(node, admitted)
+        except TimeoutError:
+            raise Unavailable("time to authenticate again") from None
 
     async def _first_scope(self, node: ProxyNode, identity: Identity) -> ProxyScope:
         """Returns the scope of a proxy that has just come; its pod may reach the picture a moment after it."""
@@ -167,7 +207,8 @@ class AdsServer:
         except TimeoutError:
             raise Unavailable(f"the picture of this cluster holds no proxy {node.id!r} for {identity}") from None
 
-    async def _feed(self, session: Session) -> AsyncIterator[ResourceSet]:
+    async def _feed(self, session: Session, admitted: Admitted) -> AsyncIterator[ResourceSet]:
+        asked_by = f"{session.node.id} ({session.node.peer})"
         secrets: Mapping[str, Resource] = {}
         renew_at = datetime.min.replace(tzinfo=UTC)
         while True:
@@ -176,7 +217,7 @@ class AdsServer:
             session.scope = scope or session.scope
             now = datetime.now(UTC)
             if now >= renew_at and (scope is not None or not secrets):
-                secrets, renew_at = self._secrets.secrets(session.scope, now)
+                secrets, renew_at = self._secrets.secrets(session.scope, now, asked_by=asked_by, proof=admitted.proof)
             session.offer(snapshot.revision)
             yield {**self._resources(snapshot, session.scope), TypeUrl.SECRET: secrets}
             session.note_settled()  # when nothing of it concerned this proxy, no answer will come
@@ -203,9 +244,11 @@ class AdsServer:
             self._on_converged(max(now - moment, timedelta()), is_remote)  # a peer's clock may be ahead of ours
 
 
-def _node(node: Node) -> ProxyNode:
+def _node(node: Node, peer: str) -> ProxyNode:
     texts = {key: value.string_value for key, value in node.metadata.fields.items() if value.HasField("string_value")}
-    return ProxyNode(id=node.id, metadata=texts)
+    # gRPC says `ipv4:10.0.0.1:53422` and `ipv6:%5B::1%5D:53422`: the port is another at every connection
+    host = peer.partition(":")[2].rpartition(":")[0].removeprefix("%5B").removesuffix("%5D")
+    return ProxyNode(id=node.id, metadata=texts, peer=host)
 
 
 def _bearer_token(context: ServicerContext) -> str:

@@ -16,10 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class ProxyNode(msgspec.Struct, frozen=True):
-    """How a proxy introduces itself: Envoy's node. `metadata` holds the entries whose value is text."""
+    """How a proxy introduces itself: Envoy's node. `metadata` holds the entries whose value is text.
+
+    `peer` is the IP address that it asks from.
+    """
 
     id: str
     metadata: Mapping[str, str]
+    peer: str = ""
 
 
 class RejectedResource(msgspec.Struct, frozen=True):

@@ -78,7 +78,7 @@ async def test_a_token_admits_the_proxies_of_its_account_and_no_others(etcd: Etc
     async with EtcdClient((etcd.url,)) as client:
         admissions = Admissions(SETTINGS, client)
         token = await a_token(client, "cart")
-        identity = await admissions.admit(node("east/shop/cart-1"), token)
+        identity = (await admissions.admit(node("east/shop/cart-1"), token)).identity
         assert identity == Identity(EAST, SHOP, CART)
         with pytest.raises(Unauthenticated):
             await admissions.admit(node("east/shop/cart-1"), attestation.new_token())
@@ -95,7 +95,7 @@ async def test_a_gateway_says_where_it_listens(etcd: Etcd) -> None:
     async with EtcdClient((etcd.url,)) as client:
         admissions = Admissions(SETTINGS, client)
         token = await a_token(client, "gateway", TokenRole.GATEWAY)
-        identity = await admissions.admit(node("east/gateway-1"), token)
+        identity = (await admissions.admit(node("east/gateway-1"), token)).identity
         assert identity == gateway_identity(EAST)
         scope = admissions.scope(EMPTY, node("east/gateway-1", address="10.0.0.9"), identity)
         assert scope is not None

@@ -33,7 +33,7 @@ from google.protobuf.message import Message
 from federation.model import Audience, Locality, MemberCluster, NetworkName, ProxyRole, ProxyScope
 from federation.snapshot import Change, Section, Snapshot
 from federation.store import MeshStore
-from federation.xds.ads import AdsServer, ProxyNode, ProxyStatus
+from federation.xds.ads import Admitted, AdsServer, ProxyNode, ProxyStatus
 from federation.xds.resources import Resource, ResourceSet, TypeUrl, make_resource
 from federation.xds.server import SERVER_OPTIONS, Unauthenticated
 from tests.support.envoy import Envoy, start_envoy
@@ -189,10 +189,13 @@ class World:
 
     # What the server asks (federation.xds.ads.Admission, SecretSource)
 
-    async def admit(self, node: ProxyNode, token: str) -> Identity:
+    async def admit(self, node: ProxyNode, token: str) -> Admitted:
         if token != TOKEN:
             raise Unauthenticated("this token is not known")
-        return Identity(ClusterName("east"), Namespace("shop"), ServiceAccount("cart"))
+        return Admitted(Identity(ClusterName("east"), Namespace("shop"), ServiceAccount("cart")))
+
+    async def ended(self, node: ProxyNode, admitted: Admitted) -> None:
+        await asyncio.get_running_loop().create_future()
 
     def scope(self, snapshot: Snapshot, node: ProxyNode, identity: Identity) -> ProxyScope | None:
         audience = Audience(
@@ -200,7 +203,9 @@ class World:
         )
         return ProxyScope(audience, identity, self.address) if node.id.startswith("east/") else None
 
-    def secrets(self, scope: ProxyScope, now: datetime) -> tuple[Mapping[str, Resource], datetime]:
+    def secrets(
+        self, scope: ProxyScope, now: datetime, *, asked_by: str, proof: str
+    ) -> tuple[Mapping[str, Resource], datetime]:
         return self.secrets_of_proxy, now + self.secret_lifetime
 
     def _make_server(self, settle_limit: timedelta = timedelta(seconds=10)) -> AdsServer:
