@@ -29,7 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "grant": ("deploy.cli.members:grant", "Sign a join request with the root."),
         "accept": ("deploy.cli.members:accept", "Hand a grant to the cluster that asked for it."),
         "trust": ("deploy.cli.trust:trust", "Make and look at the root of the mesh."),
-        "token": ("deploy.cli.trust:token", "Make the tokens that proxies prove themselves with."),
+        "token": ("deploy.cli.token:token", "Make, list and revoke the tokens that proxies prove themselves with."),
         "control": ("deploy.cli.control:control", "Run the control plane of one cluster."),
     }
 )

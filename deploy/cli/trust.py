@@ -1,6 +1,5 @@
-"""`isthmus trust`: the root of the mesh, kept offline. `isthmus token`: what proxies prove themselves with."""
+"""`isthmus trust`: the root of the mesh, kept offline."""
 
-import asyncio
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,10 +10,8 @@ import msgspec
 from rich.console import RenderableType
 
 from deploy.cli.output import output_option, show, table
-from deploy.cli.targets import Targets, target_options
 from deploy.failures import CommandFailed
 from federation.names import host_port
-from federation.reports import TokenReport
 from trust.authority import ROOT_LIFETIME, Root
 from trust.certificates import CertificateSummary, describe
 from trust.joining import Introduction
@@ -105,34 +102,6 @@ def show_root(output: str, *, root: Path, passphrase_file: Path | None) -> None:
     """Show the root's certificate and whom it made members."""
     found = _report(root, open_root(root, passphrase_file))
     show(found, output, lambda: _render(found))
-
-
-@click.group()
-def token() -> None:
-    """Make the tokens that proxies prove themselves with."""
-
-
-@token.command()
-@click.option("-n", "--namespace", default="", help="Namespace of the workload.")
-@click.option("--service-account", default="", help="Service account of the workload.")
-@click.option("--gateway", is_flag=True, help="For the east-west gateways of the cluster, instead of a workload.")
-@target_options
-@output_option
-def create(targets: Targets, output: str, *, namespace: str, service_account: str, gateway: bool) -> None:
-    """Make a join token for the proxies of one service account, and print it: it is told this once only."""
-    if gateway == bool(namespace or service_account):
-        raise click.UsageError("give either --gateway, or --namespace and --service-account")
-    if not gateway and not (namespace and service_account):
-        raise click.UsageError("a workload has both: --namespace and --service-account")
-
-    async def ask() -> TokenReport:
-        async with targets.one() as client:
-            if gateway:
-                return await client.create_token("isthmus-system", "gateway", "gateway")
-            return await client.create_token(namespace, service_account, "sidecar")
-
-    made = asyncio.run(ask())
-    show(made, output, lambda: made.token)
 
 
 def _report(directory: Path, root: Root) -> RootReport:
