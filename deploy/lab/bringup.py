@@ -26,7 +26,7 @@ from deploy.lab.supervisor import Lab
 from deploy.lab.targets import Kind, ProcessId
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, PROXY_ADMIN_PORT, Liveness, Locality, PodKey
 from federation.names import gateway_node, sidecar_node
-from federation.xds.bootstrap import bootstrap, token_file
+from federation.xds.bootstrap import TRUST_BUNDLE_FILE, bootstrap, token_file, trust_bundle_file
 from trust.authority import Root
 from trust.joining import Introduction
 from trust.refusals import Refusal
@@ -167,11 +167,14 @@ async def _is_serving(lab: Lab, replica: ProcessId) -> bool:
 
 
 def _write_proxy(lab: Lab, cluster: Cluster, proxy: ProcessId, *, root: str, token: str) -> None:
-    """Writes what an Envoy starts with: bootstrap, the root of trust and its join token."""
+    """Writes what an Envoy starts with: bootstrap and its join token; whom it trusts is its control plane's file."""
     folder = lab.folder.proxy(proxy)
     folder.mkdir(mode=0o700, parents=True)
-    (folder / "root.pem").write_text(root)
     write_atomically(folder / "token.json", token_file(token))
+    trust_bundle = lab.folder.of(cluster.name, "control") / TRUST_BUNDLE_FILE
+    if not trust_bundle.exists():
+        trust_bundle.parent.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(trust_bundle, trust_bundle_file(root.encode()))
     name = ClusterName(cluster.name)
     if proxy.kind is Kind.SIDECAR:
         node = sidecar_node(name, PodKey(Namespace(proxy.namespace), proxy.pod))
@@ -186,7 +189,7 @@ def _write_proxy(lab: Lab, cluster: Cluster, proxy: ProcessId, *, root: str, tok
         control_addresses=[(address, ADS_PORT) for address in lab.addresses.clusters[cluster.name].control],
         control_dns_name=control_dns_name(name, lab.plan.domain),
         control_spiffe_id=spiffe_id(control_identity(name), lab.plan.domain),
-        root_pem_path=str(folder / "root.pem"),
+        trust_bundle_path=str(trust_bundle),
         token_path=str(folder / "token.json"),
     )
     write_atomically(folder / "bootstrap.json", json.dumps(config, indent=1))

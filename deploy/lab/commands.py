@@ -17,6 +17,10 @@ _PROXY_VARIABLES = frozenset(
     {"http_proxy", "https_proxy", "grpc_proxy", "ws_proxy", "wss_proxy", "all_proxy", "no_proxy"}
 )
 
+DRAIN_OPTIONS = ("--drain-time-s", "10", "--drain-strategy", "immediate")
+"""How every Envoy of ours ends connections whose filter chain is gone: HTTP/2 is told at once, and what still lives
+after 10 s is cut. So long may somebody who was revoked keep what he had open; with Envoy's default it is 600 s."""
+
 
 class ProgramMissing(Exception):
     """A program that comes with one of our dependencies is not installed."""
@@ -98,6 +102,7 @@ def envoy_command(folder: Path) -> tuple[str, ...]:
     return (
         *(str(envoy_program()), "-c", str(folder / "bootstrap.json")),
         *("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"),
+        *DRAIN_OPTIONS,
     )
 
 

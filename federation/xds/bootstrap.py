@@ -2,7 +2,8 @@
 
 The control plane is reached by `envoy_grpc` with HTTP/2 keepalive: a frozen one is noticed in 1.4 s and a second
 replica takes over in 0.1 s. The join token goes from its file straight into the stream's headers (credential injector);
-the next stream reads a file that was replaced.
+the next stream reads a file that was replaced. Whom to trust as control plane is a watched file as well, so that a new
+root reaches a proxy that is cut off from all control planes of the old one.
 """
 
 import json
@@ -10,8 +11,12 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from federation.model import PROXY_ADMIN_PORT, Locality
-from federation.names import parse_node
+from federation.names import TRUST_BUNDLE_SECRET, parse_node
 from trust.spiffe import SpiffeId
+
+TRUST_BUNDLE_FILE = PurePath("proxy-trust", "trust-bundle.json")
+"""Where a control plane keeps, within its data directory, the file at `trust_bundle_path` for its proxies: in a
+directory of its own, since Envoy reads the file again whenever anything there is renamed."""
 
 _TOKEN = "token"  # noqa: S105 - the name of a secret, not a secret
 _MAX_CONNECTIONS = 50_000  # from applications and peers together; a runaway stops here and not at the memory's end
@@ -36,13 +41,14 @@ def bootstrap(
     control_addresses: Sequence[tuple[str, int]],
     control_dns_name: str,
     control_spiffe_id: SpiffeId,
-    root_pem_path: str,
+    trust_bundle_path: str,
     token_path: str,
 ) -> dict[str, object]:
     """Returns Envoy's bootstrap, to be written as JSON.
 
-    `address` is where the admin port (15000) listens; `control_addresses` are all replicas; `token_path` is a file as
-    `token_file` makes it, replaced by renaming. Raises ValueError for a node id that `names` did not make.
+    `address` is where the admin port (15000) listens; `control_addresses` are all replicas; `trust_bundle_path` and
+    `token_path` are files as `trust_bundle_file` and `token_file` make them, replaced by renaming and read again at
+    once. Raises ValueError for a node id that `names` did not make.
     """
     node = parse_node(node_id)
     if node is None:
@@ -82,7 +88,7 @@ def bootstrap(
                             }
                         ],
                     },
-                    "transport_socket": _control_tls(control_dns_name, control_spiffe_id, root_pem_path),
+                    "transport_socket": _control_tls(control_dns_name, control_spiffe_id, trust_bundle_path),
                     "typed_extension_protocol_options": {
                         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _control_http(token_path)
                     },
@@ -114,6 +120,16 @@ def token_file(token: str) -> str:
     return json.dumps({"resources": [secret]})
 
 
+def trust_bundle_file(bundle_pem: bytes) -> str:
+    """Returns the content of the file at `trust_bundle_path`: the roots below which a control plane is believed."""
+    secret = {
+        "@type": f"{_TYPE}extensions.transport_sockets.tls.v3.Secret",
+        "name": TRUST_BUNDLE_SECRET,
+        "validation_context": {"trusted_ca": {"inline_string": bundle_pem.decode()}},
+    }
+    return json.dumps({"resources": [secret]})
+
+
 _INTERNAL_LISTENER = "extensions.bootstrap.internal_listener.v3.InternalListener"
 # Without 0 s, an Envoy that has no control plane calls itself LIVE after 15 s, with no configuration at all.
 _ADS = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
@@ -127,7 +143,7 @@ def _control_service(dns_name: str) -> dict[str, object]:
     }
 
 
-def _control_tls(dns_name: str, identity: SpiffeId, root_pem_path: str) -> dict[str, object]:
+def _control_tls(dns_name: str, identity: SpiffeId, trust_bundle_path: str) -> dict[str, object]:
     return _extension(
         "envoy.transport_sockets.tls",
         "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
@@ -135,25 +151,21 @@ def _control_tls(dns_name: str, identity: SpiffeId, root_pem_path: str) -> dict[
         common_tls_context={
             "tls_params": {"tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3"},
             "alpn_protocols": ["h2"],
-            "validation_context": {
-                "trusted_ca": {"filename": root_pem_path},
-                "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": identity}}],
+            "combined_validation_context": {
+                "default_validation_context": {
+                    "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": identity}}],
+                },
+                "validation_context_sds_secret_config": {
+                    "name": TRUST_BUNDLE_SECRET,
+                    "sds_config": _watched_file(trust_bundle_path),
+                },
             },
         },
     )
 
 
 def _control_http(token_path: str) -> dict[str, object]:
-    token = {
-        "name": _TOKEN,
-        "sds_config": {
-            "path_config_source": {
-                "path": token_path,
-                "watched_directory": {"path": str(PurePath(token_path).parent)},
-            },
-            "resource_api_version": "V3",
-        },
-    }
+    token = {"name": _TOKEN, "sds_config": _watched_file(token_path)}
     generic = _extension(
         "envoy.http.injected_credentials.generic",
         "extensions.http.injected_credentials.generic.v3.Generic",
@@ -175,6 +187,12 @@ def _control_http(token_path: str) -> dict[str, object]:
         },
         "http_filters": [injector, codec],
     }
+
+
+def _watched_file(path: str) -> dict[str, object]:
+    """Returns where SDS reads a file, again whenever something is renamed in its directory."""
+    source = {"path": path, "watched_directory": {"path": str(PurePath(path).parent)}}
+    return {"path_config_source": source, "resource_api_version": "V3"}
 
 
 def _extension(name: str, kind: str, **config: object) -> dict[str, object]:

@@ -22,10 +22,10 @@ _UNCERTAIN = ""
 
 _NOTHING: Mapping[str, Resource] = {}
 
-_WATCHED = frozenset({TypeUrl.ENDPOINTS, TypeUrl.ROUTES, TypeUrl.SECRET})
+_WATCHED = frozenset({TypeUrl.ENDPOINTS, TypeUrl.ROUTES, TypeUrl.SECRET, TypeUrl.EXTENSION})
 """Types that Envoy takes by name only and never gives up on our word: it stops wanting them by itself."""
 
-_ONE_BY_ONE = frozenset({TypeUrl.ROUTES, TypeUrl.SECRET})
+_ONE_BY_ONE = frozenset({TypeUrl.ROUTES, TypeUrl.SECRET, TypeUrl.EXTENSION})
 """Types that go alone, since Envoy's refusal names no culprit and the same bytes, sent again, may be taken unseen.
 Endpoints would belong here too; they are many, and taken or refused alike every time, so they go together."""
 

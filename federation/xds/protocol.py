@@ -9,9 +9,11 @@ Envoy needs an order (Order.ENVOY), or requests fail while configuration changes
     upstreams --+-- (ACK: all are warm) --> routes -- (ACK) --> listeners -- (ACK) --> upstreams that go
     secrets ----+                             |
     endpoints --+-----------------------------+
+    extensions                                  (at once, always)
 
 Endpoints and secrets never wait for an ACK of upstreams: an upstream becomes warm, and its response is acknowledged,
-only after they came. Endpoints go behind the change of their upstream, and follow it at once even if they are the
+only after they came. Extensions wait for nothing either: they say who may come in, a listener is warm only when it has
+those that it names, and who is revoked is to be denied now. Endpoints go behind the change of their upstream, and follow it at once even if they are the
 same: Envoy makes the upstream anew and does not ask for them again.
 Sources: Envoy, "xDS REST and gRPC protocol", sections "Incremental xDS" and "Eventual consistency considerations".
 """
@@ -28,7 +30,14 @@ from federation.xds.channel import Channel, Due, Rejection
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
 from federation.xds.wire import encode_response
 
-_DELIVERY = (TypeUrl.CLUSTER, TypeUrl.SECRET, TypeUrl.ENDPOINTS, TypeUrl.ROUTES, TypeUrl.LISTENER)
+_DELIVERY = (
+    TypeUrl.EXTENSION,
+    TypeUrl.CLUSTER,
+    TypeUrl.SECRET,
+    TypeUrl.ENDPOINTS,
+    TypeUrl.ROUTES,
+    TypeUrl.LISTENER,
+)
 _SILENT_WILDCARD = frozenset({TypeUrl.CLUSTER, TypeUrl.LISTENER})
 """Envoy's types of which a first request without names means all (the legacy wildcard)."""
 

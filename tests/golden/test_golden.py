@@ -79,7 +79,7 @@ def bootstrap_of_sidecar() -> str:
             control_addresses=[("10.1.0.200", 15012)],
             control_dns_name=control_dns_name(name, DOMAIN),
             control_spiffe_id=spiffe_id(control_identity(name), DOMAIN),
-            root_pem_path="/etc/isthmus/root.pem",
+            trust_bundle_path="/etc/isthmus/trust/trust-bundle.json",
             token_path="/etc/isthmus/token.json",
         )
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from federation.model import ADS_PORT, Locality
-from federation.xds.bootstrap import bootstrap, token_file
+from federation.xds.bootstrap import bootstrap, token_file, trust_bundle_file
 from tests.support.envoy import validate
 from tests.support.identities import MeshIdentities
 from tests.support.static_envoy import static_bootstrap
@@ -16,8 +16,8 @@ BLOCK = "127.105"
 
 
 async def test_the_bootstrap_is_valid(tmp_path: Path) -> None:
-    root, token = tmp_path / "root.pem", tmp_path / "token.json"
-    root.write_bytes(MeshIdentities(DOMAIN).root_pem)
+    trust, token = tmp_path / "trust.json", tmp_path / "token.json"
+    trust.write_text(trust_bundle_file(MeshIdentities(DOMAIN).root_pem))
     token.write_text(token_file("secret"))
     config = bootstrap(
         "east/shop/client",
@@ -26,7 +26,7 @@ async def test_the_bootstrap_is_valid(tmp_path: Path) -> None:
         control_addresses=[(f"{BLOCK}.1.201", ADS_PORT), (f"{BLOCK}.1.202", ADS_PORT)],
         control_dns_name=control_dns_name(ClusterName("east"), DOMAIN),
         control_spiffe_id=spiffe_id(control_identity(ClusterName("east")), DOMAIN),
-        root_pem_path=str(root),
+        trust_bundle_path=str(trust),
         token_path=str(token),
     )
     await validate(config)

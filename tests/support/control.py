@@ -19,7 +19,7 @@ from aiohttp import web
 
 from deploy.admin_client import AdminClient
 from federation.model import Locality
-from federation.xds.bootstrap import bootstrap, token_file
+from federation.xds.bootstrap import bootstrap, token_file, trust_bundle_file
 from tests.support.addresses import free_address
 from tests.support.envoy import Envoy, start_envoy
 from tests.support.etcd import start_etcd
@@ -242,7 +242,8 @@ async def start_proxy(
         else:
             made = await client.create_token("shop", account)
     (folder / "token.json").write_text(token_file(made.token))
-    (folder / "root.pem").write_bytes(certificate_pem(root.certificate))
+    (folder / "trust").mkdir()
+    (folder / "trust" / "bundle.json").write_text(trust_bundle_file(certificate_pem(root.certificate)))
     cluster = ClusterName(control.name)
     config = bootstrap(
         node,
@@ -251,7 +252,7 @@ async def start_proxy(
         control_addresses=[(control.address, 15012)],
         control_dns_name=control_dns_name(cluster, root.domain),
         control_spiffe_id=spiffe_id(control_identity(cluster), root.domain),
-        root_pem_path=str(folder / "root.pem"),
+        trust_bundle_path=str(folder / "trust" / "bundle.json"),
         token_path=str(folder / "token.json"),
     )
     async with start_envoy(config, folder=folder) as envoy:

@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from deploy.lab.commands import envoy_program
+from deploy.lab.commands import DRAIN_OPTIONS, envoy_program
 
 PATIENCE = 20.0  # seconds; deadline of every wait here, generous because two noisy cores are shared by many tests
 
@@ -160,6 +160,7 @@ async def start_envoy(
     command = (
         *(str(envoy_program()), "-c", str(path), "--concurrency", str(concurrency)),
         *("--disable-hot-restart", "--log-level", log_level),
+        *DRAIN_OPTIONS,
     )
     async with aiohttp.ClientSession() as session:
         envoy = Envoy(command, f"http://{bind['address']}:{bind['port_value']}", folder / f"{name}.log", session)
