@@ -1,22 +1,52 @@
-"""What each proxy of this cluster acknowledged of its trust, in the cluster's etcd: the proof that rotations wait for."""
+"""What each proxy of this cluster acknowledged of its trust, in its etcd: the proof that rotations wait for.
 
-from collections.abc import Mapping
-from datetime import datetime
+    a proxy's stream --note--> kept here --(at most every 200 ms)--> etcd --follow--> the ledger of every replica
+
+Every replica writes of the proxies on its own streams; the leader removes those that are no more. Nothing here reaches
+the picture: what proxies say must not change what they are told.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
 import msgspec
 
-from federation.etcd import EtcdClient
+from federation import names
+from federation.etcd import Delete, EtcdClient, EtcdRefused, EtcdUnavailable, Listing, Operation, Put, Unchanged
 from federation.etcd.election import Leadership
+from federation.model import PodKey
 from federation.peering.news import News
 from federation.store import MeshStore
+
+log = logging.getLogger(__name__)
+
+MOST_RECORDS = 50_000
+"""Of one cluster. Proxies are admitted before they are noted: this bounds what a stolen token costs, with pods that
+come and go; those beyond it are served, and shown as connected without a record."""
+
+_WRITE_EVERY = timedelta(milliseconds=200)
+_RETRY = timedelta(seconds=1)
+_MOST_WRITES = 100  # of one transaction; etcd takes 128
+_LARGEST = 4096  # bytes of a record
+_LONGEST_PROBLEM = 300  # characters
+_SWEEP_EVERY = timedelta(seconds=2)
+_NEVER_CERTIFIED = timedelta(hours=1)
+"""How long a record stays that says `connected` and has no certificate: its replica may have been killed."""
+
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class ProxyTrust(msgspec.Struct, frozen=True, kw_only=True):
     """What one proxy acknowledged. `bundle`, `authority` and `revoked` are those of its TrustMark.
 
-    `identity` is `namespace/account`; `revoked_at` is when it took that set; `expires`
-    is the end of the certificate that it acknowledged, None before the first. `since` is when it connected, or was
-    lost; `problem` why it did not take what it was offered last.
+    `identity` is `namespace/account`; `revoked_at` is when it took that set; `expires` is the end of the certificate
+    that it acknowledged, None before the first. `since` is when its last connection began, `lost` when that ended, None
+    while it lasts; `problem` is why it did not take what it was offered last. `at`: since when it is as it is, or since
+    when it has been waited for.
     """
 
     node: str
@@ -24,12 +54,17 @@ class ProxyTrust(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str = ""
     authority: str = ""
     revoked: str = ""
-    revoked_at: datetime | None = None
-    expires: datetime | None = None
-    is_connected: bool = True
-    since: datetime
+    revoked_at: _Moment | None = None
+    expires: _Moment | None = None
+    since: _Moment
+    lost: _Moment | None = None
     problem: str = ""
-    at: datetime
+    at: _Moment
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it is on a stream, as far as is known."""
+        return self.lost is None
 
 
 class ProxyLedger:
@@ -37,25 +72,184 @@ class ProxyLedger:
 
     def __init__(self, etcd: EtcdClient) -> None:
         self._etcd = etcd
+        self._kept: dict[str, ProxyTrust] = {}  # what etcd holds, by node
+        self._revisions: dict[str, int] = {}  # of the keys of `_kept`, readable or not
+        self._own: dict[str, ProxyTrust] = {}  # of proxies that are connected here
+        self._due: dict[str, ProxyTrust | None] = {}  # what etcd does not hold yet; None is to be removed
+        self._due_news = News()
+        self._is_full = False
         self.news = News()
 
     @property
     def records(self) -> Mapping[str, ProxyTrust]:
         """What is known of each proxy, by node: etcd's copy, and what is still to be written."""
-        raise NotImplementedError
+        merged = {**self._kept, **self._due}
+        return {node: record for node, record in merged.items() if record is not None}
+
+    def record(self, node: str) -> ProxyTrust | None:
+        """Returns what is known of one proxy."""
+        return self._due[node] if node in self._due else self._kept.get(node)
 
     def note(self, record: ProxyTrust) -> None:
         """Takes what a proxy of this replica acknowledged; written soon, however long etcd is away. Never waits."""
-        raise NotImplementedError
+        known = self.record(record.node)
+        if known is not None and known.since > record.since:
+            return  # it has come back since, here or to another replica
+        if known is None and len(self._kept) + len(self._due) >= MOST_RECORDS:
+            if not self._is_full:
+                log.error("too many proxies to note what they acknowledged", extra={"most": MOST_RECORDS})
+            self._is_full = True
+            return
+        record = msgspec.structs.replace(record, problem=_short(record.problem))
+        if record.is_connected:
+            self._own[record.node] = record
+        else:
+            self._own.pop(record.node, None)
+        self._write_soon(record.node, record)
 
     def forget(self, node: str) -> None:
         """Removes the record of a proxy, soon."""
-        raise NotImplementedError
+        self._own.pop(node, None)
+        self._write_soon(node, None)
 
     async def run(self) -> None:
         """Follows etcd and writes what was noted, for ever."""
-        raise NotImplementedError
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow())
+            tasks.create_task(self._write_all())
 
     async def sweep(self, leadership: Leadership, store: MeshStore) -> None:
-        """Removes records of proxies that are no more, for ever. The leader's task."""
-        raise NotImplementedError
+        """Removes records of proxies that are no more, for ever. The leader's task; raises Fenced."""
+        await store.wait_ready()
+        gone_since: dict[str, datetime] = {}
+        while True:
+            now = datetime.now(UTC)
+            pods, records = store.snapshot.pods.keys(), self.records
+            gone = {node for node in records if not has_place(node, pods)}
+            gone_since = {node: gone_since.get(node, now) for node in gone}
+            dead = [
+                node
+                for node, record in records.items()
+                if node not in self._own and is_over(record, gone_since=gone_since.get(node), now=now)
+            ]
+            try:
+                for node in dead:
+                    # Unless it was written since: then its proxy lives, at another replica.
+                    unchanged = Unchanged(names.proxy_key(node), self._revisions.get(node, 0))
+                    await self._etcd.transact([leadership.guard, unchanged], [Delete(names.proxy_key(node))])
+            except (EtcdUnavailable, EtcdRefused):
+                pass  # at the next look
+            await asyncio.sleep(_SWEEP_EVERY.total_seconds())
+
+    def _write_soon(self, node: str, record: ProxyTrust | None) -> None:
+        self._due[node] = record
+        self._due_news.tell()
+        self.news.tell()
+
+    async def _write_all(self) -> None:
+        while True:
+            seen = self._due_news.count
+            try:
+                await self._write()
+            except (EtcdUnavailable, EtcdRefused) as error:
+                log.warning("what proxies acknowledged is not written", extra={"reason": str(error)})
+                await asyncio.sleep(_RETRY.total_seconds())
+                continue
+            await asyncio.sleep(_WRITE_EVERY.total_seconds())
+            if not self._due:
+                await self._due_news.wait_newer(seen)
+
+    async def _write(self) -> None:
+        batch = dict(list(self._due.items())[:_MOST_WRITES])
+        if not batch:
+            return
+        operations: list[Operation] = [
+            Delete(names.proxy_key(node)) if record is None else Put(names.proxy_key(node), msgspec.json.encode(record))
+            for node, record in batch.items()
+        ]
+        outcome = await self._etcd.transact([], operations)
+        for node, record in batch.items():
+            if self._due.get(node) is record:
+                del self._due[node]
+                # The watch brings it too, later: between, nothing may look as it was before.
+                self._keep(node, record, outcome.revision)
+
+    async def _follow(self) -> None:
+        async with aclosing(self._etcd.follow(names.PROXIES_PREFIX)) as following:
+            async for item in following:
+                if isinstance(item, Listing):
+                    self._kept, self._revisions = {}, {}
+                    for each in item.items:
+                        self._keep(_node(each.key), _read(each.key, each.value), each.mod_revision)
+                    missing = self._own.keys() - self._kept.keys()
+                else:
+                    node = _node(item.key)
+                    if self._revisions.get(node, 0) > item.revision:
+                        continue  # what this replica wrote since
+                    found = item.item
+                    self._keep(node, _read(item.key, found.value) if found else None, item.revision)
+                    missing = {node} & self._own.keys()
+                for node in missing:
+                    self._insist(node)
+                self.news.tell()
+
+    def _keep(self, node: str, record: ProxyTrust | None, revision: int) -> None:
+        if len(self._revisions) >= MOST_RECORDS and node not in self._revisions:
+            return
+        self._revisions[node] = revision
+        if record is None:
+            self._kept.pop(node, None)
+            self._revisions.pop(node, None)
+        else:
+            self._kept[node] = record
+            due = self._due.get(node)
+            if due is not None and due.since < record.since:
+                del self._due[node]  # it has come back since, to another replica
+
+    def _insist(self, node: str) -> None:
+        """Writes again what etcd lost, or what another replica overwrote late, of a proxy that is connected here."""
+        mine, found = self._own[node], self._kept.get(node)
+        if found is not None and found.since > mine.since:
+            del self._own[node]  # it has gone to another replica
+        elif found is None or found.since < mine.since:
+            # With a new moment: it says that the proxy was there after whoever removed it had looked.
+            self._write_soon(node, msgspec.structs.replace(mine, at=datetime.now(UTC)))
+
+
+def has_place(node: str, pods: Collection[PodKey]) -> bool:
+    """Says whether there is still a pod for the proxy `node`; of a gateway, which has none, always."""
+    parsed = names.parse_node(node)
+    return parsed is not None and (not isinstance(parsed[1], PodKey) or parsed[1] in pods)
+
+
+def is_over(record: ProxyTrust, *, gone_since: datetime | None, now: datetime) -> bool:
+    """Says whether a proxy that is not connected to the replica that asks is no more.
+
+    `gone_since` is since when its pod is gone, None while it is there. One that another replica holds may outlive its
+    pod: it is removed, and when that replica writes it again, after `gone_since`, it is believed.
+    """
+    if record.expires is None:
+        return not record.is_connected or now - record.at > _NEVER_CERTIFIED
+    if record.expires <= now:
+        return True
+    return gone_since is not None and (not record.is_connected or record.at <= gone_since)
+
+
+def _node(key: str) -> str:
+    return key.removeprefix(names.PROXIES_PREFIX)
+
+
+def _read(key: str, body: bytes) -> ProxyTrust | None:
+    """Returns a record; None for one that nobody can read: its proxy is then one that said nothing."""
+    if len(body) > _LARGEST:
+        return None
+    try:
+        record = msgspec.json.decode(body, type=ProxyTrust)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return record if record.node == _node(key) else None
+
+
+def _short(text: str) -> str:
+    short = text if len(text) <= _LONGEST_PROBLEM else text[:_LONGEST_PROBLEM] + "..."
+    return "".join(letter if letter.isprintable() else " " for letter in short)

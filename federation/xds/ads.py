@@ -15,7 +15,8 @@ import grpc
 import msgspec
 from envoy.config.core.v3.base_pb2 import Node
 
-from federation.model import ProxyScope
+from federation.ledger import ProxyTrust
+from federation.model import ProxyScope, Trust
 from federation.snapshot import Snapshot
 from federation.store import MeshStore
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
@@ -28,7 +29,16 @@ from federation.xds.server import (
     read_first,
     serve_stream,
 )
-from federation.xds.session import ProxyNode, ProxyStatus, RejectedResource, Session, TrustMark, TypeStatus
+from federation.xds.session import (
+    Offered,
+    ProxyNode,
+    ProxyStatus,
+    RejectedResource,
+    Session,
+    TrustMark,
+    TypeStatus,
+)
+from trust.bundle import is_revoked, revoked_digest
 from trust.spiffe import Identity
 
 __all__ = [
@@ -54,6 +64,9 @@ _APPEAR_LIMIT = timedelta(seconds=3)  # longer than a source needs to show a pod
 MAX_AGE = timedelta(minutes=30)
 """Of a stream, until its proxy has to authenticate again."""
 _AGE_JITTER = 0.1  # part of the age, either way: proxies that came together do not come back together
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+_NOTHING: ResourceSet = {}
 
 Compile = Callable[[Snapshot, ProxyScope], ResourceSet]
 """Everything but secrets. Pure; called once for each (revision, scope)."""
@@ -98,6 +111,9 @@ class Issued(msgspec.Struct, frozen=True):
     expires: datetime | None
 
 
+_NOTHING_ISSUED = Issued({}, _NEVER, authority="", bundle="", expires=None)
+
+
 class SecretSource(Protocol):
     """Makes the secrets of one proxy."""
 
@@ -106,6 +122,16 @@ class SecretSource(Protocol):
 
         `asked_by` is the node and the address that it asks from, `proof` what it proved itself by: for the audit trail.
         """
+
+
+class TrustRecords(Protocol):
+    """Remembers what proxies acknowledged of their trust: `federation.ledger.ProxyLedger`."""
+
+    def record(self, node: str) -> ProxyTrust | None:
+        """Returns what is known of one proxy."""
+
+    def note(self, record: ProxyTrust) -> None:
+        """Takes what is known of one proxy now. Never waits."""
 
 
 class AdsServer:
@@ -118,6 +144,7 @@ class AdsServer:
         *,
         admission: Admission,
         secrets: SecretSource,
+        ledger: TrustRecords,
         on_converged: Callable[[timedelta, bool], None],
         on_pushed: Callable[[TypeUrl], None],
         on_rejected: Callable[[TypeUrl], None],
@@ -135,6 +162,7 @@ class AdsServer:
         self._compile = compile
         self._admission = admission
         self._secrets = secrets
+        self._ledger = ledger
         self._on_converged = on_converged
         self._on_pushed = on_pushed
         self._on_rejected = on_rejected
@@ -167,7 +195,14 @@ class AdsServer:
         identity = admitted.identity
         scope = await self._first_scope(node, identity)
         session = Session(
-            node, identity, scope, on_settled=self._measure, on_pushed=self._on_pushed, on_rejected=self._on_rejected
+            node,
+            identity,
+            scope,
+            on_settled=self._measure,
+            on_pushed=self._on_pushed,
+            on_rejected=self._on_rejected,
+            on_trust=self._ledger.note,
+            known=self._ledger.record(node.id),
         )
         self._sessions.add(session)
         log.info("proxy connected", extra={"node": node.id})
@@ -185,6 +220,7 @@ class AdsServer:
                 watching.cancel()
         finally:
             self._sessions.discard(session)
+            session.end()
             log.info("proxy left", extra={"node": node.id})
 
     async def _watch(self, node: ProxyNode, admitted: Admitted) -> None:
@@ -209,20 +245,28 @@ class AdsServer:
 
     async def _feed(self, session: Session, admitted: Admitted) -> AsyncIterator[ResourceSet]:
         asked_by = f"{session.node.id} ({session.node.peer})"
-        secrets: Mapping[str, Resource] = {}
-        renew_at = datetime.min.replace(tzinfo=UTC)
+        issued = _NOTHING_ISSUED
+        asked_for: Mapping[str, Trust] | None = None
         while True:
             snapshot = self._store.snapshot
             scope = self._admission.scope(snapshot, session.node, session.identity)
             session.scope = scope or session.scope
             now = datetime.now(UTC)
-            if now >= renew_at and (scope is not None or not secrets):
-                secrets, renew_at = self._secrets.secrets(session.scope, now, asked_by=asked_by, proof=admitted.proof)
-            session.offer(snapshot.revision)
-            yield {**self._resources(snapshot, session.scope), TypeUrl.SECRET: secrets}
+            if is_revoked(snapshot.revoked, session.identity):
+                # Its stream stays, so that Envoy is told to drop what it has.
+                issued, resources = _NOTHING_ISSUED, _NOTHING
+            else:
+                is_due = now >= issued.renew_at or snapshot.trust is not asked_for
+                if is_due and (scope is not None or not issued.resources):
+                    issued = self._secrets.secrets(session.scope, now, asked_by=asked_by, proof=admitted.proof)
+                    asked_for = snapshot.trust
+                resources = {**self._resources(snapshot, session.scope), TypeUrl.SECRET: issued.resources}
+            session.offer(_offered(snapshot, issued))
+            yield resources
             session.note_settled()  # when nothing of it concerned this proxy, no answer will come
+            may_renew = scope is not None and issued.renew_at > _NEVER
             try:
-                async with asyncio.timeout((renew_at - now).total_seconds() if scope is not None else None):
+                async with asyncio.timeout((issued.renew_at - now).total_seconds() if may_renew else None):
                     await self._store.wait_newer(snapshot.revision)
                 await asyncio.sleep(self._quiet)
             except TimeoutError:
@@ -242,6 +286,15 @@ class AdsServer:
         if changed is not None:
             moment, is_remote = changed
             self._on_converged(max(now - moment, timedelta()), is_remote)  # a peer's clock may be ahead of ours
+
+
+def _offered(snapshot: Snapshot, issued: Issued) -> Offered:
+    return Offered(
+        revision=snapshot.revision,
+        mark=TrustMark(issued.bundle, issued.authority, revoked_digest(snapshot.revoked)),
+        expires=issued.expires,
+        secrets={name: resource.version for name, resource in issued.resources.items()},
+    )
 
 
 def _node(node: Node, peer: str) -> ProxyNode:

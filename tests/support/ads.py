@@ -8,7 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,17 @@ from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
-from federation.model import Audience, Locality, MemberCluster, NetworkName, ProxyRole, ProxyScope
-from federation.snapshot import Change, Section, Snapshot
+from federation.ledger import ProxyTrust
+from federation.model import Audience, Locality, MemberCluster, NetworkName, ProxyRole, ProxyScope, Trust
+from federation.snapshot import TRUST_KEY, Change, Section, Snapshot
 from federation.store import MeshStore
-from federation.xds.ads import Admitted, AdsServer, ProxyNode, ProxyStatus
+from federation.xds.ads import Admitted, AdsServer, Issued, ProxyNode, ProxyStatus
 from federation.xds.resources import Resource, ResourceSet, TypeUrl, make_resource
 from federation.xds.server import SERVER_OPTIONS, Unauthenticated
 from tests.support.envoy import Envoy, start_envoy
 from tests.support.waiting import eventually
-from trust.spiffe import ClusterName, Identity, Namespace, ServiceAccount
+from trust.bundle import TrustBundle
+from trust.spiffe import ClusterName, Identity, MeshDomain, Namespace, ServiceAccount
 
 TOKEN = "open sesame"
 ADS_PORT = 15012
@@ -142,6 +144,8 @@ class World:
         self.resources: ResourceSet = {}
         self.secrets_of_proxy: Mapping[str, Resource] = {}
         self.secret_lifetime = timedelta(hours=1)
+        self.trust = ("", "")
+        self.noted: dict[str, ProxyTrust] = {}
         self.converged: list[tuple[timedelta, bool]] = []
         self.pushed: Counter[TypeUrl] = Counter()
         self.rejected: Counter[TypeUrl] = Counter()
@@ -154,6 +158,13 @@ class World:
             name=ClusterName(f"m{self.store.snapshot.revision}"), network=NetworkName("n"), region="r", gateways=()
         )
         self.store.apply([Change(Section.MEMBERS, member.name, member)])
+
+    def entrust(self, secrets: Mapping[str, Resource], *, authority: str, bundle: str) -> None:
+        """Makes `secrets` those of every proxy, from now on, with what they stand for."""
+        self.secrets_of_proxy, self.trust = secrets, (authority, bundle)
+        issued = datetime(2026, 1, 1, tzinfo=UTC)
+        root = TrustBundle(domain=MeshDomain("mesh.test"), sequence=1, roots=(bundle,), issued=issued)
+        self.store.apply([Change(Section.TRUST, TRUST_KEY, Trust(ClusterName("east"), root, authority))])
 
     def proxy(self) -> ProxyStatus:
         """The one proxy that is connected."""
@@ -203,10 +214,22 @@ class World:
         )
         return ProxyScope(audience, identity, self.address) if node.id.startswith("east/") else None
 
-    def secrets(
-        self, scope: ProxyScope, now: datetime, *, asked_by: str, proof: str
-    ) -> tuple[Mapping[str, Resource], datetime]:
-        return self.secrets_of_proxy, now + self.secret_lifetime
+    def secrets(self, scope: ProxyScope, now: datetime, *, asked_by: str, proof: str) -> Issued:
+        return Issued(
+            self.secrets_of_proxy,
+            renew_at=now + self.secret_lifetime,
+            authority=self.trust[0],
+            bundle=self.trust[1],
+            expires=datetime.max.replace(tzinfo=UTC) if self.secrets_of_proxy else None,
+        )
+
+    # What the server tells (federation.xds.ads.TrustRecords)
+
+    def record(self, node: str) -> ProxyTrust | None:
+        return self.noted.get(node)
+
+    def note(self, record: ProxyTrust) -> None:
+        self.noted[record.node] = record
 
     def _make_server(self, settle_limit: timedelta = timedelta(seconds=10)) -> AdsServer:
         return AdsServer(
@@ -214,6 +237,7 @@ class World:
             lambda snapshot, scope: self.resources,
             admission=self,
             secrets=self,
+            ledger=self,
             on_converged=lambda span, is_remote: self.converged.append((span, is_remote)),
             on_pushed=lambda type_url: self.pushed.update([type_url]),
             on_rejected=lambda type_url: self.rejected.update([type_url]),
