@@ -5,31 +5,24 @@ Three tasks: one reads (so that signs of life are never held up by etcd), one ke
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from datetime import timedelta
 
 import grpc
 from envoy.config.core.v3.base_pb2 import Node
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
 from federation.etcd import EtcdRefused, EtcdUnavailable
-from federation.model import GatewayAddress
-from federation.names import host_port
+from federation.peering.dialing import LARGEST_RESPONSE
 from federation.peering.freshness import STALE_AFTER
 from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE
 from federation.xds.client import DeltaClient, InvalidResponse, Received
 from federation.xds.resources import TypeUrl
-from trust.issuance import X509Svid
 
 TYPES = (TypeUrl.MEMBER, TypeUrl.EXPORT, TypeUrl.BEAT)
 
-_MAX_RESPONSE = 256 * 1024 * 1024
-"""Bytes: a first response holds all that a peer offers; 100,000 endpoints are some 20 MB. gRPC's own limit is 4 MB."""
 _MOST_WAITING = 8
 """Responses not kept yet. A peer sends one of a type and waits for the answer: more is no peer of ours. Together they
 have no more bytes than one response may have."""
 _LONGEST_VERSION = 64  # characters; ours is a hash of 16
-_CLOSE_TIMEOUT = timedelta(seconds=1)
 
 _UNSAID = "Internal error from Core"
 """What grpc.aio says, instead of the real status, when something was written to a stream that had just ended."""
@@ -37,28 +30,6 @@ _UNSAID = "Internal error from Core"
 Call = grpc.aio.StreamStreamCall[DeltaDiscoveryRequest, DeltaDiscoveryResponse]
 Keep = Callable[[Received], Awaitable[str]]
 """Takes what came; returns why it is refused, or nothing."""
-
-
-def open_channel(gateway: GatewayAddress, *, server_name: str, svid: X509Svid, trust_bundle: bytes) -> grpc.aio.Channel:
-    """Returns a channel to the control plane `server_name` behind a gateway, by mutual TLS. It connects when used."""
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=trust_bundle, private_key=svid.key_pem, certificate_chain=svid.certificate_chain_pem
-    )
-    scheme = "ipv6" if ":" in gateway.address else "ipv4"  # an address, and nothing to ask DNS for
-    return grpc.aio.secure_channel(
-        f"{scheme}:{host_port(gateway.address, gateway.port)}",
-        credentials,
-        options=(
-            ("grpc.ssl_target_name_override", server_name),  # also the SNI by which the gateway finds the control plane
-            ("grpc.default_authority", server_name),
-            # A connection of its own, with no back-off remembered from the attempt before.
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_retries", 0),
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.max_receive_message_length", _MAX_RESPONSE),
-            ("grpc.max_send_message_length", -1),
-        ),
-    )
 
 
 async def listen(
@@ -70,7 +41,7 @@ async def listen(
     keep: Keep,
     ends: Callable[[], Awaitable[str]],
 ) -> str:
-    """Listens until the stream ends, returns why it did and closes the channel.
+    """Listens until the stream ends and returns why it did.
 
     `held` are the versions that we have, by type and name; `on_sign` is called at each sign of life; what `keep` raises
     is raised, but for an etcd that is away, which ends the stream. So does `ends` when it returns, with its reason.
@@ -96,9 +67,6 @@ async def listen(
         return "; ".join(part.result() for part in done)
     finally:
         call.cancel()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_TIMEOUT.total_seconds()):
-                await channel.close()
 
 
 async def _await(ends: Callable[[], Awaitable[str]]) -> str:
@@ -149,7 +117,7 @@ class _Session:
                 else:
                     self._incoming.put_nowait(received)
                     self._waiting_bytes += _size(received)
-                    if self._waiting_bytes > _MAX_RESPONSE:
+                    if self._waiting_bytes > LARGEST_RESPONSE:
                         return "the peer sends without waiting for answers"
             except InvalidResponse as error:
                 return f"not understood: {error}"

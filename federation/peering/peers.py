@@ -20,9 +20,10 @@ from federation.etcd.election import Leadership
 from federation.model import ClusterSettings, Freshness, GatewayAddress, Liveness, MemberCluster
 from federation.peering import exports
 from federation.peering.allowance import Allowance, weigh
+from federation.peering.dialing import PeerUnavailable, open_channel
 from federation.peering.exports import Malformed
 from federation.peering.freshness import is_worth_telling, judge
-from federation.peering.listening import listen, open_channel
+from federation.peering.listening import listen
 from federation.peering.membership import check_membership
 from federation.peering.news import News
 from federation.peering.offer import INTRODUCTION
@@ -33,7 +34,7 @@ from federation.xds.client import Received
 from federation.xds.resources import TypeUrl
 from trust.certificates import CertificateRefused
 from trust.issuance import IssuanceRefused, X509Svid
-from trust.spiffe import ClusterName, control_dns_name
+from trust.spiffe import ClusterName
 
 log = logging.getLogger(__name__)
 
@@ -179,13 +180,17 @@ class Peers:
             lifetime = max(svid.renew_at - datetime.now(UTC), _SHORTEST_LIFE)
             return await self._reason_to_begin_anew(losses, lifetime)
 
-        channel = open_channel(
-            hearing.gateway,
-            server_name=control_dns_name(peer, self._settings.domain),
-            svid=svid,
-            trust_bundle=self._trust_bundle(),
-        )
-        return await listen(channel, node=self._node(), held=held, on_sign=heard, keep=keep, ends=ends)
+        try:
+            async with open_channel(
+                hearing.gateway,
+                peer=peer,
+                domain=self._settings.domain,
+                svid=svid,
+                trust_bundle=self._trust_bundle(),
+            ) as channel:
+                return await listen(channel, node=self._node(), held=held, on_sign=heard, keep=keep, ends=ends)
+        except PeerUnavailable as error:
+            return str(error)
 
     async def _reason_to_begin_anew(self, losses: int, lifetime: timedelta) -> str:
         """Waits until etcd lost records (then not all is held that the peer believes), or until a time has passed."""

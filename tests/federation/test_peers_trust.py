@@ -27,8 +27,9 @@ from federation.model import (
 )
 from federation.peering import exports
 from federation.peering.allowance import MOST_PORTS
+from federation.peering.dialing import open_channel
 from federation.peering.exports import Beat
-from federation.peering.listening import listen, open_channel
+from federation.peering.listening import listen
 from federation.peering.news import News
 from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE, INTRODUCTION
 from federation.xds.client import Received
@@ -343,12 +344,6 @@ async def test_only_control_planes_of_other_clusters_are_served(
 
 async def call(east: ClusterUnderTest, svid: X509Svid, introduction: MemberCluster) -> str:
     """Calls east as whoever `svid` says and returns why it was refused; fails when it was served."""
-    channel = open_channel(
-        GatewayAddress(east.address, FEDERATION_PORT),
-        server_name=control_dns_name(EAST, DOMAIN),
-        svid=svid,
-        trust_bundle=east.issuer.trust_bundle_pem,
-    )
     node = Node(id="west")
     node.metadata.update({INTRODUCTION: exports.encode(introduction).decode()})
 
@@ -359,4 +354,11 @@ async def call(east: ClusterUnderTest, svid: X509Svid, introduction: MemberClust
         await asyncio.sleep(_DEADLINE)
         return "neither served nor refused"
 
-    return await listen(channel, node=node, held={}, on_sign=lambda: pytest.fail("served"), keep=keep, ends=ends)
+    async with open_channel(
+        GatewayAddress(east.address, FEDERATION_PORT),
+        peer=EAST,
+        domain=DOMAIN,
+        svid=svid,
+        trust_bundle=east.issuer.trust_bundle_pem,
+    ) as channel:
+        return await listen(channel, node=node, held={}, on_sign=lambda: pytest.fail("served"), keep=keep, ends=ends)
