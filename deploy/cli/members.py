@@ -11,9 +11,9 @@ import click
 from rich.console import RenderableType
 
 from deploy.cli.output import ago, output_option, show, table
+from deploy.cli.roots import open_root, passphrase_option, root_option
 from deploy.cli.spans import Span
 from deploy.cli.targets import Targets, contexts_options, target_options
-from deploy.cli.trust import open_root, passphrase_option, root_option
 from deploy.failures import CommandFailed
 from federation.model import Liveness
 from federation.reports import ClusterReport, StatusReport

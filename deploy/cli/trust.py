@@ -1,7 +1,5 @@
 """`isthmus trust`: the root of the mesh, kept offline."""
 
-import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import msgspec
 from rich.console import RenderableType
 
 from deploy.cli.output import output_option, show, table
+from deploy.cli.roots import open_root, passphrase_option, read_passphrase, root_option
 from deploy.failures import CommandFailed
 from federation.names import host_port
 from trust.authority import ROOT_LIFETIME, Root
@@ -25,37 +24,6 @@ class RootReport(msgspec.Struct, frozen=True):
     domain: str
     certificate: CertificateSummary
     members: tuple[Introduction, ...]
-
-
-def root_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds --root DIR: the parameter `root`."""
-    return click.option(
-        "--root",
-        required=True,
-        envvar="ISTHMUS_ROOT",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Directory of the mesh's root, made by `isthmus trust init`.",
-    )(command)
-
-
-def passphrase_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds --passphrase-file FILE: the parameter `passphrase_file`."""
-    return click.option(
-        "--passphrase-file",
-        envvar="ISTHMUS_ROOT_PASSPHRASE_FILE",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="File with the passphrase of the root's key; asked for when it is needed and not given.",
-    )(command)
-
-
-def open_root(directory: Path, passphrase_file: Path | None) -> Root:
-    """Opens the root, asks for its passphrase if it has one. Raises trust's Refusals and CommandFailed."""
-    passphrase = None if passphrase_file is None else _read_passphrase(passphrase_file)
-    if passphrase is None and Root.needs_passphrase(directory):
-        if not sys.stdin.isatty():
-            raise CommandFailed(f"the root in {directory} has a passphrase", "give it with --passphrase-file FILE")
-        passphrase = click.prompt("Passphrase of the root", hide_input=True, err=True).encode()
-    return Root.open(directory, now=datetime.now(UTC), passphrase=passphrase)
 
 
 @click.group()
@@ -84,7 +52,7 @@ def init(
         mesh = parse_domain(domain)
     except InvalidName as error:
         raise CommandFailed(str(error), "isthmus trust init --domain mesh.example --out DIR") from error
-    passphrase = None if passphrase_file is None else _read_passphrase(passphrase_file)
+    passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
     if ask_passphrase and passphrase is None:
         prompt = "Passphrase of the new root"
         passphrase = click.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True).encode()
@@ -125,10 +93,3 @@ def _render(found: RootReport) -> list[RenderableType]:
         "",
         table(["MEMBER", "NETWORK", "REGION", "GATEWAYS"], members),
     ]
-
-
-def _read_passphrase(file: Path) -> bytes:
-    try:
-        return file.read_bytes().rstrip(b"\r\n")
-    except OSError as error:
-        raise CommandFailed(f"{file} cannot be read: {error.strerror}", "check --passphrase-file") from error
