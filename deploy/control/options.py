@@ -9,6 +9,7 @@ import msgspec
 
 from federation.etcd import EtcdTls
 from federation.model import ClusterSettings
+from federation.xds.ads import MAX_AGE
 from trust import files
 from trust.issuance import LEAF_LIFETIME
 
@@ -19,8 +20,10 @@ _SHORTEST_TOKEN = 20  # characters; an empty file would open the API to everybod
 class ControlOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of `isthmus control`.
 
-    `data` holds the CA key and the admin token; replicas of one cluster share it. ADS, federation and admin port are
-    bound on `address`. `control_addresses` are all replicas: where the gateways send the peers' federation streams.
+    `data` holds the admin token and what makes the cluster a member; replicas of one cluster share it. `ca_keys` says
+    where the CA keys are (`trust.custody.open_custody`), "" for files in `data`. ADS, federation and admin port are
+    bound on `address`. `control_addresses` are all replicas: where the gateways send the peers' federation streams. A
+    proxy authenticates anew after `stream_max_age`.
     """
 
     settings: ClusterSettings
@@ -32,7 +35,9 @@ class ControlOptions(msgspec.Struct, frozen=True, kw_only=True):
     control_addresses: tuple[str, ...]
     etcd_tls: EtcdTls | None = None
     leaf_lifetime: timedelta = LEAF_LIFETIME
+    ca_keys: str = ""
     ca_passphrase: bytes | None = None
+    stream_max_age: timedelta = MAX_AGE
 
     def __repr__(self) -> str:
         """Leaves the passphrase out: what is printed ends in logs."""
