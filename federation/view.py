@@ -22,6 +22,7 @@ from federation.model import (
     ServicePort,
 )
 from federation.names import clusterset_host, local_host
+from federation.revoked import Revoked
 from federation.snapshot import Snapshot, resolve_target, selects
 from trust.spiffe import ClusterName, MeshDomain
 
@@ -103,19 +104,19 @@ def resolve(snapshot: Snapshot, settings: ClusterSettings, audience: Audience) -
 
     A service of this cluster has its local name; a service that any member exports, this one too, has the mesh-wide
     name and the endpoints of those who export it (KEP-1645). Members that cannot be reached (another network and no
-    gateway) are left out.
+    gateway) are left out, as is everybody who is revoked.
     """
+    revoked = Revoked(snapshot.revoked)
     own = _own_record(settings)
-    services = [
-        _place(key, local_host(key), (_local_offer(snapshot, own, key),), audience) for key in snapshot.services
-    ]
+    local = {key: _local_offer(snapshot, own, key, revoked) for key in snapshot.services}
+    services = [_place(key, local_host(key), (offer,), audience) for key, offer in local.items()]
     offers: dict[ServiceKey, list[_Offer]] = {}
-    for key in snapshot.exports.keys() & snapshot.services.keys():
-        offers.setdefault(key, []).append(_local_offer(snapshot, own, key))
+    for key in snapshot.exports.keys() & local.keys():
+        offers.setdefault(key, []).append(local[key])
     peers: dict[ClusterName, ResolvedPeer] = {}
     for (cluster, key), exported in sorted(snapshot.imports.items()):
         member = snapshot.members.get(cluster)
-        if member is None or cluster == settings.name:
+        if member is None or cluster == settings.name or cluster in revoked.clusters:
             continue
         gateways = settings.peer_gateways.get(cluster, member.gateways)
         path = Path.DIRECT if member.network == audience.network else Path.TUNNEL
@@ -125,7 +126,8 @@ def resolve(snapshot: Snapshot, settings: ClusterSettings, audience: Audience) -
             peers[cluster] = ResolvedPeer(cluster, gateways)
         freshness = snapshot.freshness.get(cluster)
         is_stale = freshness is not None and freshness.state is Liveness.STALE
-        offers.setdefault(key, []).append(_Offer(member, exported.ports, exported.endpoints, is_stale, path))
+        endpoints = revoked.spare(exported.endpoints, cluster=cluster, key=key)
+        offers.setdefault(key, []).append(_Offer(member, exported.ports, endpoints, is_stale, path))
     for key, of_members in offers.items():
         services.extend(_group(key, clusterset_host(key), of_members, audience))
     return MeshView(
@@ -160,9 +162,10 @@ def _own_record(settings: ClusterSettings) -> MemberCluster:
     )
 
 
-def _local_offer(snapshot: Snapshot, own: MemberCluster, key: ServiceKey) -> _Offer:
+def _local_offer(snapshot: Snapshot, own: MemberCluster, key: ServiceKey, revoked: Revoked) -> _Offer:
     ports = tuple(sorted(_visible(port) for port in snapshot.services[key].ports))
-    return _Offer(own, ports, snapshot.endpoints.get(key, ()), False, Path.DIRECT)
+    endpoints = revoked.spare(snapshot.endpoints.get(key, ()), cluster=own.name, key=key)
+    return _Offer(own, ports, endpoints, False, Path.DIRECT)
 
 
 def _visible(port: ServicePort) -> ServicePort:

@@ -1,9 +1,13 @@
 """What an east-west gateway is told: which pods it may open tunnels to, and where the federation stream goes. Pure.
 
-    :15443 ─ SNI gateway.west.mesh.test ─ CONNECT cart.shop.svc.west.mesh.test ─► the pod that a header names, :15008
+    :15443 ─ SNI east.gateway.west.mesh.test ─ CONNECT cart.shop.svc.west.mesh.test ─► the pod named in a header, :15008
+           ├ SNI north.gateway.west.mesh.test ─ ...
            └ SNI control.west.mesh.test ─ bytes only (mTLS ends there) ─► control planes, :15013
 
 A tunnel leads to exactly the pod that was asked for, or is refused: the caller balances, retries and ejects.
+
+Every member has a filter chain of its own, which admits that member alone: when it is revoked its chain goes, and with
+it all its tunnels, after the drain time; nobody else's connections are touched.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,10 +33,12 @@ from federation.names import (
     GATEWAY_LISTENER,
     GATEWAY_ROUTES,
     exported_authority,
+    tunnel_sni,
 )
 from federation.xds import builders, listeners, tls
 from federation.xds.resources import ResourceSet, TypeUrl
-from trust.spiffe import MeshDomain, control_dns_name, gateway_dns_name
+from trust.bundle import Revocation
+from trust.spiffe import ClusterName, MeshDomain, control_dns_name, gateway_dns_name
 
 
 def compile_gateway(
@@ -41,17 +47,21 @@ def compile_gateway(
     *,
     control_addresses: Sequence[str],
     domain: MeshDomain,
+    callers: Iterable[ClusterName],
+    revoked: Iterable[Revocation],
 ) -> ResourceSet:
     """Returns the one listener of the gateway and an upstream per exported service.
 
-    `exported` is what this cluster offers, `control_addresses` the control planes whose FEDERATION_PORT peers reach.
+    `exported` is what this cluster offers, `control_addresses` the control planes whose FEDERATION_PORT peers reach,
+    `callers` the members that may open tunnels, but for their workloads that are `revoked`.
     """
     cluster = scope.audience.cluster
     services = {exported_authority(cluster, key, domain): exported[key].endpoints for key in sorted(exported)}
     control = [builders.socket_address(address, FEDERATION_PORT) for address in control_addresses]
+    allowed = tls.members_only(domain, revoked=revoked)
     messages: list[tuple[TypeUrl, str, Message]] = [
-        (TypeUrl.LISTENER, GATEWAY_LISTENER, _listener(scope, domain)),
-        (TypeUrl.ROUTES, GATEWAY_ROUTES, _routes(services, gateway_dns_name(cluster, domain), domain)),
+        (TypeUrl.LISTENER, GATEWAY_LISTENER, _listener(scope, callers, domain)),
+        (TypeUrl.ROUTES, GATEWAY_ROUTES, _routes(services, gateway_dns_name(cluster, domain), allowed)),
         (TypeUrl.CLUSTER, FEDERATION_UPSTREAM, _federation_cluster()),
         (TypeUrl.ENDPOINTS, FEDERATION_UPSTREAM, _assignment(FEDERATION_UPSTREAM, control)),
     ]
@@ -61,21 +71,24 @@ def compile_gateway(
     return builders.resource_set(messages)
 
 
-def _listener(scope: ProxyScope, domain: MeshDomain) -> listener_pb2.Listener:
+def _listener(scope: ProxyScope, callers: Iterable[ClusterName], domain: MeshDomain) -> listener_pb2.Listener:
     cluster = scope.audience.cluster
     # Denies all: what is allowed stands in the routes, which change without draining a connection.
     tunnels = listeners.http_manager(GATEWAY_LISTENER, GATEWAY_ROUTES, rules=rbac_pb2.RBAC(), upgrades=("CONNECT",))
     federation = listeners.tcp_proxy(FEDERATION_UPSTREAM, FEDERATION_UPSTREAM, attempts=3)
     chains = [
         listeners.sni_chain(
-            gateway_dns_name(cluster, domain), [listeners.http_filter(tunnels)], tls.downstream_tls(domain, alpn="h2")
-        ),
-        listeners.sni_chain(control_dns_name(cluster, domain), [listeners.tcp_filter(federation)]),
+            tunnel_sni(caller, cluster, domain),
+            [listeners.http_filter(tunnels)],
+            tls.downstream_tls(domain, alpn="h2", only=caller),
+        )
+        for caller in sorted(callers)
     ]
+    chains.append(listeners.sni_chain(control_dns_name(cluster, domain), [listeners.tcp_filter(federation)]))
     return listeners.listener(GATEWAY_LISTENER, scope.address, port=GATEWAY_PORT, chains=chains, reads_sni=True)
 
 
-def _routes(authorities: Iterable[str], own_name: str, domain: MeshDomain) -> route_pb2.RouteConfiguration:
+def _routes(authorities: Iterable[str], own_name: str, rules: rbac_pb2.RBAC) -> route_pb2.RouteConfiguration:
     """Returns a virtual host for the health checks of peers and one for all exported services, by their exact names.
 
     A wildcard would open a tunnel to whatever upstream a caller names.
@@ -89,7 +102,7 @@ def _routes(authorities: Iterable[str], own_name: str, domain: MeshDomain) -> ro
     hosts = [route_components_pb2.VirtualHost(name="health", domains=[own_name], routes=[health])]
     if domains := list(authorities):
         hosts.append(route_components_pb2.VirtualHost(name="exported", domains=domains, routes=[_tunnel_route()]))
-    allowed = http_rbac_pb2.RBACPerRoute(rbac=http_rbac_pb2.RBAC(rules=tls.members_only(domain)))
+    allowed = http_rbac_pb2.RBACPerRoute(rbac=http_rbac_pb2.RBAC(rules=rules))
     return route_pb2.RouteConfiguration(
         name=GATEWAY_ROUTES,
         virtual_hosts=hosts,

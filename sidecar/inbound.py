@@ -3,9 +3,11 @@
     peer's sidecar or gateway ─ mTLS, SNI 80.cart.shop.svc.west.mesh.test ─► :15008 ─► chain of that service port ─► app
 
 One filter chain per service port, chosen by SNI: a chain that is added or removed touches no connection of the others.
-Who may come in: for a service that is exported, any identity of the mesh; for another, those of its own cluster.
+Who may come in: for a service that is exported, any identity of the mesh; for another, those of its own cluster; nobody
+who is revoked. These rules come over ECDS, so that a revocation denies the next request and drains no connection.
 """
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 from envoy.config.accesslog.v3 import accesslog_pb2
@@ -20,12 +22,14 @@ from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import UInt32Value
 
 from federation.model import MESH_PORT, Protocol, ProxyScope
-from federation.names import FLAGS_HEADER, INBOUND_LISTENER, inbound_upstream, service_sni
+from federation.names import FLAGS_HEADER, INBOUND_LISTENER, inbound_rules, inbound_upstream, service_sni
 from federation.view import InboundPort
 from federation.xds import builders, listeners, tls
 from federation.xds.resources import ResourceSet, TypeUrl
+from trust.bundle import Revocation
 from trust.spiffe import ClusterName, MeshDomain
 
+_HTTP, _TCP = "http", "tcp"
 _FLAGS = ("UF", "UH", "UO", "UC", "UT", "LR", "UR", "URX", "NC")
 # Envoy's response flags of replies that this sidecar gives itself because the app could not be reached or broke off.
 _IDLE_APP = timedelta(seconds=1)
@@ -33,10 +37,24 @@ _IDLE_APP = timedelta(seconds=1)
 # close is lost. Closing first costs a connection to an address of this same machine.
 
 
-def compile_inbound(scope: ProxyScope, ports: tuple[InboundPort, ...], domain: MeshDomain) -> ResourceSet:
+def compile_rules(cluster: ClusterName, domain: MeshDomain, revoked: Iterable[Revocation]) -> ResourceSet:
+    """Returns who may come in at the sidecars of a cluster: for HTTP and TCP, from the mesh and from the cluster."""
+    messages: list[tuple[TypeUrl, str, Message]] = []
+    for is_exported in (True, False):
+        rules = tls.members_only(domain, None if is_exported else cluster, revoked=revoked)
+        http = inbound_rules(_HTTP, is_exported=is_exported)
+        messages.append((TypeUrl.EXTENSION, http, listeners.http_rules(http, rules)))
+        tcp = inbound_rules(_TCP, is_exported=is_exported)
+        messages.append((TypeUrl.EXTENSION, tcp, listeners.tcp_rules(tcp, rules, stat_prefix=INBOUND_LISTENER)))
+    return builders.resource_set(messages)
+
+
+def compile_inbound(
+    scope: ProxyScope, ports: tuple[InboundPort, ...], domain: MeshDomain, *, epoch: str
+) -> ResourceSet:
     """Returns the mesh port's listener, a filter chain per service port, and the clusters that lead to the app.
 
-    A workload that serves no port has no listener.
+    A workload that serves no port has no listener. `epoch` is that of federation.revoked.
     """
     messages: list[tuple[TypeUrl, str, Message]] = []
     chains: dict[str, listener_components_pb2.FilterChain] = {}
@@ -44,9 +62,8 @@ def compile_inbound(scope: ProxyScope, ports: tuple[InboundPort, ...], domain: M
         cluster = _app_cluster(scope.address, port)
         messages.append((TypeUrl.CLUSTER, cluster.name, cluster))
         sni = service_sni(scope.audience.cluster, port.key, port.port, domain)
-        chains.setdefault(
-            sni, _chain(sni, port, scope.audience.cluster, domain)
-        )  # a chain that matches twice makes Envoy refuse the listener
+        if sni not in chains:  # a chain that matches twice makes Envoy refuse the listener
+            chains[sni] = _chain(sni, port, scope.audience.cluster, domain=domain, epoch=epoch)
     if chains:
         listener = listeners.listener(
             INBOUND_LISTENER, scope.address, port=MESH_PORT, chains=chains.values(), reads_sni=True
@@ -56,21 +73,23 @@ def compile_inbound(scope: ProxyScope, ports: tuple[InboundPort, ...], domain: M
 
 
 def _chain(
-    sni: str, port: InboundPort, cluster: ClusterName, domain: MeshDomain
+    sni: str, port: InboundPort, cluster: ClusterName, *, domain: MeshDomain, epoch: str
 ) -> listener_components_pb2.FilterChain:
     upstream = _upstream(port)
     # The gateway opens a tunnel to a pod and cannot see which of the pod's services is meant: it is refused here.
     only = None if port.is_exported else cluster
-    rules = tls.members_only(domain, only)
     if port.protocol is Protocol.TCP:
         proxy = listeners.tcp_proxy(INBOUND_LISTENER, upstream, attempts=2)
-        filters = [listeners.rbac_filter(INBOUND_LISTENER, rules), listeners.tcp_filter(proxy)]
-        return listeners.sni_chain(sni, filters, tls.downstream_tls(domain, alpn="", only=only))
+        rules = inbound_rules(_TCP, is_exported=port.is_exported)
+        filters = [listeners.rbac_filter(rules), listeners.tcp_filter(proxy)]
+        return listeners.sni_chain(sni, filters, tls.downstream_tls(domain, alpn="", only=only), epoch=epoch)
+    rules = inbound_rules(_HTTP, is_exported=port.is_exported)
     manager = listeners.http_manager(INBOUND_LISTENER, _routes(upstream), rules=rules, upgrades=("websocket",))
     manager.forward_client_cert_details = hcm_pb2.HttpConnectionManager.SANITIZE_SET
     manager.set_current_client_cert_details.uri = True
     manager.local_reply_config.CopyFrom(_local_replies())
-    return listeners.sni_chain(sni, [listeners.http_filter(manager)], tls.downstream_tls(domain, alpn="h2", only=only))
+    socket = tls.downstream_tls(domain, alpn="h2", only=only)
+    return listeners.sni_chain(sni, [listeners.http_filter(manager)], socket, epoch=epoch)
 
 
 def _routes(upstream: str) -> route_pb2.RouteConfiguration:

@@ -45,30 +45,35 @@ def compile_outbound(view: MeshView) -> ResourceSet:
         TypeUrl.ENDPOINTS: assignments,
         TypeUrl.ROUTES: {OUTBOUND_ROUTES: compile_routes(view.services, view.audience.namespace)},
     }
-    return builders.merge(services, *(compile_tunnels(peer, view.domain) for peer in view.peers), _connect_loop())
+    return builders.merge(
+        services, *(compile_tunnels(peer, view.audience.cluster, view.domain) for peer in view.peers), _connect_loop()
+    )
 
 
-def outbound_listeners(scope: ProxyScope) -> ResourceSet:
+def outbound_listeners(scope: ProxyScope, *, epoch: str) -> ResourceSet:
     """Returns the listeners of one sidecar: the HTTP proxy and one per declared TCP dependency.
 
-    A dependency on a service that is not known (yet) has its listener, which closes every connection.
+    A dependency on a service that is not known (yet) has its listener, which closes every connection. `epoch` is that
+    of federation.revoked: what the workload has open to somebody who is revoked ends with it.
     """
     uses = {use.listen_port: use for use in scope.pod.uses} if scope.pod is not None else {}
     found: list[listener_pb2.Listener] = [
-        listeners.listener(OUTBOUND_LISTENER, scope.address, port=OUTBOUND_PORT, chains=[_chain(_http_filter())]),
-        *(_tcp_listener(scope, use) for use in uses.values() if use.listen_port != OUTBOUND_PORT),
+        listeners.listener(
+            OUTBOUND_LISTENER, scope.address, port=OUTBOUND_PORT, chains=[_chain(_http_filter(), epoch)]
+        ),
+        *(_tcp_listener(scope, use, epoch) for use in uses.values() if use.listen_port != OUTBOUND_PORT),
     ]
     return builders.resource_set([(TypeUrl.LISTENER, listener.name, listener) for listener in found])
 
 
-def _tcp_listener(scope: ProxyScope, use: TcpUse) -> listener_pb2.Listener:
+def _tcp_listener(scope: ProxyScope, use: TcpUse, epoch: str) -> listener_pb2.Listener:
     upstream = outbound_upstream(complete_host(use.host, scope.audience.namespace), use.port)
     proxy = listeners.tcp_proxy(tcp_use_listener(use.listen_port), upstream, attempts=_TCP_ATTEMPTS)
     return listeners.listener(
         tcp_use_listener(use.listen_port),
         scope.address,
         port=use.listen_port,
-        chains=[_chain(listeners.tcp_filter(proxy))],
+        chains=[_chain(listeners.tcp_filter(proxy), epoch)],
     )
 
 
@@ -99,5 +104,5 @@ def _http_filter() -> listener_components_pb2.Filter:
     return listeners.http_filter(manager)
 
 
-def _chain(network_filter: listener_components_pb2.Filter) -> listener_components_pb2.FilterChain:
-    return listener_components_pb2.FilterChain(filters=[network_filter])
+def _chain(network_filter: listener_components_pb2.Filter, epoch: str) -> listener_components_pb2.FilterChain:
+    return listener_components_pb2.FilterChain(name=epoch, filters=[network_filter])

@@ -26,6 +26,7 @@ from federation.names import (
     tcp_gateway_upstream,
     tcp_tunnel_listener,
     tunnel_listener,
+    tunnel_sni,
 )
 from federation.view import ResolvedPeer
 from federation.xds import builders, listeners, tls
@@ -41,8 +42,11 @@ _CACHED_PEERS = 1024
 
 
 @lru_cache(maxsize=_CACHED_PEERS)
-def compile_tunnels(peer: ResolvedPeer, domain: MeshDomain) -> ResourceSet:
-    """Returns the listeners, the gateways' clusters and their endpoints for one peer."""
+def compile_tunnels(peer: ResolvedPeer, caller: ClusterName, domain: MeshDomain) -> ResourceSet:
+    """Returns the listeners, the gateways' clusters and their endpoints for one peer; `caller` is the own cluster.
+
+    A gateway has a filter chain for each caller, which it removes when it believes him no longer.
+    """
     resources = []
     for listener, upstream, idle in (
         (tunnel_listener(peer.name), gateway_upstream(peer.name), _IDLE_TUNNEL),
@@ -50,7 +54,7 @@ def compile_tunnels(peer: ResolvedPeer, domain: MeshDomain) -> ResourceSet:
     ):
         resources += [
             (TypeUrl.LISTENER, listener, _listener(listener, upstream, idle)),
-            (TypeUrl.CLUSTER, upstream, _cluster(upstream, peer.name, domain)),
+            (TypeUrl.CLUSTER, upstream, _cluster(upstream, peer.name, caller=caller, domain=domain)),
             (TypeUrl.ENDPOINTS, upstream, _assignment(upstream, peer)),
         ]
     return builders.resource_set(resources)
@@ -73,7 +77,9 @@ def _listener(name: str, upstream: UpstreamName, idle: timedelta) -> listener_pb
     return listeners.internal_listener(name, [listeners.tcp_filter(proxy)])
 
 
-def _cluster(name: UpstreamName, member: ClusterName, domain: MeshDomain) -> cluster_pb2.Cluster:
+def _cluster(
+    name: UpstreamName, member: ClusterName, *, caller: ClusterName, domain: MeshDomain
+) -> cluster_pb2.Cluster:
     """Returns the cluster of a member's gateways.
 
     It has no outlier detection: a refused CONNECT would count against the gateway, and one dead pod would eject all of
@@ -81,7 +87,7 @@ def _cluster(name: UpstreamName, member: ClusterName, domain: MeshDomain) -> clu
     at worst 1.6 s. Their timeouts leave room for three round trips of 300 ms: with 0.3 s no gateway was ever healthy
     beyond 110 ms, with 0.5 s to connect none could be reached beyond 240 ms.
     """
-    sni = gateway_dns_name(member, domain)
+    sni = tunnel_sni(caller, member, domain)
     return cluster_pb2.Cluster(
         name=name,
         type=cluster_pb2.Cluster.EDS,
@@ -89,7 +95,7 @@ def _cluster(name: UpstreamName, member: ClusterName, domain: MeshDomain) -> clu
         connect_timeout=builders.milliseconds(1000),
         common_lb_config=builders.common_lb(panic_percent=builders.PANIC_PERCENT),
         circuit_breakers=builders.circuit_breakers(),
-        health_checks=[_health_check(sni)],
+        health_checks=[_health_check(gateway_dns_name(member, domain))],
         close_connections_on_host_health_failure=True,
         # Or a gateway that the peer removes stays as long as it is healthy.
         ignore_health_on_host_removal=True,

@@ -100,6 +100,12 @@ def any_identity_pattern(domain: MeshDomain, cluster: ClusterName | None = None)
     return rf"spiffe://{where}[.]{re.escape(domain)}/ns/[a-z0-9-]+/sa/[a-z0-9.-]+"
 
 
+def any_cluster_pattern(domain: MeshDomain, namespace: Namespace, account: ServiceAccount) -> str:
+    """Returns an RE2 pattern for the whole of the SPIFFE ids that one service account has in the members of a mesh."""
+    where = rf"[a-z0-9-]+[.]{re.escape(domain)}"
+    return rf"spiffe://{where}/ns/{re.escape(namespace)}/sa/{re.escape(account)}"
+
+
 def foreign_letter_pattern() -> str:
     """Returns an RE2 pattern for the whole of any text with a letter that no SPIFFE id of a mesh has.
 

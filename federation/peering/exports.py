@@ -24,6 +24,7 @@ from federation.model import (
     ServiceKey,
     ServicePort,
 )
+from federation.revoked import Revoked
 from federation.snapshot import Snapshot
 from federation.xds.resources import Resource, make_resource
 from trust.spiffe import ClusterName, is_dns_label, is_dns_name
@@ -78,13 +79,14 @@ def offered(
 ) -> Mapping[ServiceKey, ExportedService]:
     """Returns what this cluster offers: services that exist and are exported, with their ready endpoints.
 
-    A service without ready endpoints is offered empty: its name stays. What is as in `before` stays that very object,
+    A service without ready endpoints is offered empty: its name stays. Revoked workloads are not offered. What is as in `before` stays that very object,
     the rest is stamped `changed_at`.
     """
+    revoked = Revoked(snapshot.revoked)
     offers = {}
     for key in sorted(snapshot.exports.keys() & snapshot.services.keys()):
         ports = tuple(sorted(_as_seen_by_callers(port) for port in snapshot.services[key].ports))
-        endpoints = snapshot.endpoints.get(key, ())
+        endpoints = revoked.spare(snapshot.endpoints.get(key, ()), cluster=settings.name, key=key)
         known = before.get(key)
         if known is not None and known.ports == ports and known.endpoints == endpoints:
             offers[key] = known

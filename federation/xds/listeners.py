@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
-from envoy.config.core.v3 import base_pb2, protocol_pb2
+from envoy.config.core.v3 import base_pb2, config_source_pb2, extension_pb2, protocol_pb2
 from envoy.config.listener.v3 import listener_components_pb2, listener_pb2
 from envoy.config.rbac.v3 import rbac_pb2
 from envoy.config.route.v3 import route_pb2
@@ -17,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
-from federation.xds.builders import ads, any_of, duration, http2_options, socket_address
+from federation.xds.builders import ads, any_of, duration, extension, http2_options, socket_address
 
 HTTP_RBAC_FILTER = "envoy.filters.http.rbac"
 """Also the key under which a route overrides what that filter allows."""
@@ -56,10 +56,15 @@ def sni_chain(
     sni: str,
     filters: Iterable[listener_components_pb2.Filter],
     transport_socket: base_pb2.TransportSocket | None = None,
+    *,
+    epoch: str = "",
 ) -> listener_components_pb2.FilterChain:
-    """Returns the chain for TLS connections to one server name; without a transport socket they pass undeciphered."""
+    """Returns the chain for TLS connections to one server name; without a transport socket they pass undeciphered.
+
+    In another `epoch` it is another chain: the connections of the one before drain.
+    """
     return listener_components_pb2.FilterChain(
-        name=sni,
+        name=f"{sni}|{epoch}" if epoch else sni,
         filter_chain_match=listener_components_pb2.FilterChainMatch(server_names=[sni], transport_protocol="tls"),
         filters=filters,
         transport_socket=transport_socket,
@@ -70,14 +75,15 @@ def http_manager(
     stat_prefix: str,
     routes: str | route_pb2.RouteConfiguration,
     *,
-    rules: rbac_pb2.RBAC | None = None,
+    rules: str | rbac_pb2.RBAC | None = None,
     upgrades: Sequence[str] = (),
 ) -> hcm_pb2.HttpConnectionManager:
     """Returns an HTTP connection manager for HTTP/1 and HTTP/2; `routes` given by name come over RDS.
 
     Nothing is cut for being slow or silent: how long a call may take is the caller's business, a dead peer is found by
     keepalive. Nothing is added that an application did not send: no request id, no `server` header, no `x-envoy-*`.
-    With `rules`, who is not allowed gets 403; a route may override them.
+    With `rules`, who is not allowed gets 403; a route may override them. Rules given by name come over ECDS: they hold
+    from the next request, no connection is drained, and while there are none everybody gets 500.
     """
     manager = hcm_pb2.HttpConnectionManager(
         stat_prefix=stat_prefix,
@@ -95,8 +101,12 @@ def http_manager(
             manager.rds.CopyFrom(hcm_pb2.Rds(route_config_name=routes, config_source=ads()))
         case _:
             manager.route_config.CopyFrom(routes)
-    if rules is not None:
-        manager.http_filters.append(_http_filter(HTTP_RBAC_FILTER, http_rbac_pb2.RBAC(rules=rules)))
+    match rules:
+        case str():
+            discovery = _discovered(http_rbac_pb2.RBAC.DESCRIPTOR.full_name)
+            manager.http_filters.append(hcm_pb2.HttpFilter(name=rules, config_discovery=discovery))
+        case rbac_pb2.RBAC():
+            manager.http_filters.append(_http_filter(HTTP_RBAC_FILTER, http_rbac_pb2.RBAC(rules=rules)))
     manager.http_filters.append(
         _http_filter("envoy.filters.http.router", router_pb2.Router(suppress_envoy_headers=True))
     )
@@ -113,9 +123,24 @@ def tcp_filter(proxy: tcp_proxy_pb2.TcpProxy) -> listener_components_pb2.Filter:
     return _network_filter("envoy.filters.network.tcp_proxy", proxy)
 
 
-def rbac_filter(stat_prefix: str, rules: rbac_pb2.RBAC) -> listener_components_pb2.Filter:
-    """Returns what closes a connection of somebody who is not allowed, at the first byte he sends."""
-    return _network_filter("envoy.filters.network.rbac", network_rbac_pb2.RBAC(stat_prefix=stat_prefix, rules=rules))
+def rbac_filter(rules: str) -> listener_components_pb2.Filter:
+    """Returns what closes a connection of somebody who is not allowed, at the first byte he sends.
+
+    The rules of that name come over ECDS: they hold for connections that come after them. While there are none, every
+    connection is closed.
+    """
+    discovery = _discovered(network_rbac_pb2.RBAC.DESCRIPTOR.full_name)
+    return listener_components_pb2.Filter(name=rules, config_discovery=discovery)
+
+
+def http_rules(name: str, rules: rbac_pb2.RBAC) -> extension_pb2.TypedExtensionConfig:
+    """Returns the rules that an HTTP connection manager discovers under `name`."""
+    return extension(name, http_rbac_pb2.RBAC(rules=rules))
+
+
+def tcp_rules(name: str, rules: rbac_pb2.RBAC, *, stat_prefix: str) -> extension_pb2.TypedExtensionConfig:
+    """Returns the rules that a `rbac_filter` discovers under `name`."""
+    return extension(name, network_rbac_pb2.RBAC(stat_prefix=stat_prefix, rules=rules))
 
 
 def tcp_proxy(
@@ -128,6 +153,10 @@ def tcp_proxy(
         max_connect_attempts=UInt32Value(value=attempts),
         idle_timeout=duration(idle),
     )
+
+
+def _discovered(message: str) -> config_source_pb2.ExtensionConfigSource:
+    return config_source_pb2.ExtensionConfigSource(config_source=ads(), type_urls=[f"type.googleapis.com/{message}"])
 
 
 def _network_filter(name: str, config: Message) -> listener_components_pb2.Filter:

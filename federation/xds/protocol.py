@@ -13,8 +13,8 @@ Envoy needs an order (Order.ENVOY), or requests fail while configuration changes
 
 Endpoints and secrets never wait for an ACK of upstreams: an upstream becomes warm, and its response is acknowledged,
 only after they came. Extensions wait for nothing either: they say who may come in, a listener is warm only when it has
-those that it names, and who is revoked is to be denied now. Endpoints go behind the change of their upstream, and follow it at once even if they are the
-same: Envoy makes the upstream anew and does not ask for them again.
+those that it names, and who is revoked is to be denied now. Endpoints go behind the change of their upstream, and
+follow it at once even if they are the same: Envoy makes the upstream anew and does not ask for them again.
 Sources: Envoy, "xDS REST and gRPC protocol", sections "Incremental xDS" and "Eventual consistency considerations".
 """
 

@@ -14,7 +14,20 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from federation.names import TRUST_BUNDLE_SECRET, WORKLOAD_SECRET
 from federation.xds.builders import ads, any_of, extension
-from trust.spiffe import ClusterName, MeshDomain, SpiffeId, any_identity_pattern, foreign_letter_pattern
+from trust.bundle import Revocation
+from trust.spiffe import (
+    ClusterName,
+    Identity,
+    MeshDomain,
+    Namespace,
+    ServiceAccount,
+    SpiffeId,
+    any_cluster_pattern,
+    any_identity_pattern,
+    cluster_slice,
+    foreign_letter_pattern,
+    spiffe_id,
+)
 
 
 def upstream_tls(sni: str, identities: Iterable[SpiffeId], *, alpn: str) -> base_pb2.TransportSocket:
@@ -49,22 +62,39 @@ def through_tunnel(inner: base_pb2.TransportSocket, metadata_key: str) -> base_p
     return _transport_socket("envoy.transport_sockets.internal_upstream", outer)
 
 
-def members_only(domain: MeshDomain, only: ClusterName | None = None) -> rbac_pb2.RBAC:
+def members_only(
+    domain: MeshDomain, only: ClusterName | None = None, *, revoked: Iterable[Revocation] = ()
+) -> rbac_pb2.RBAC:
     """Allows whoever proved by certificate to be an identity of the mesh, or of the cluster `only`, and nobody else.
 
     `mtls_authenticated` and never `authenticated`: that one takes a DNS name or a subject for a SPIFFE id. One good
     name among several is not enough: x-forwarded-client-cert tells the app all URIs, unquoted, so that a `;` or `,` in
-    one of them would begin what looks like another caller, of any cluster.
+    one of them would begin what looks like another caller, of any cluster. Likewise one revoked name among several is
+    enough to be refused.
     """
-    dressed_up = _uri_matcher(
-        string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=foreign_letter_pattern()))
+    dressed_up = string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=foreign_letter_pattern()))
+    refused = [dressed_up, *(revoked_matcher(one, domain) for one in sorted(revoked, key=lambda one: one.subject))]
+    is_refused = rbac_pb2.Principal(
+        or_ids=rbac_pb2.Principal.Set(ids=[_principal(_uri_matcher(matcher)) for matcher in refused])
     )
-    is_member, is_dressed_up = _principal(identity_matcher(domain, only)), _principal(dressed_up)
+    is_member = _principal(identity_matcher(domain, only))
     principal = rbac_pb2.Principal(
-        and_ids=rbac_pb2.Principal.Set(ids=[is_member, rbac_pb2.Principal(not_id=is_dressed_up)])
+        and_ids=rbac_pb2.Principal.Set(ids=[is_member, rbac_pb2.Principal(not_id=is_refused)])
     )
     policy = rbac_pb2.Policy(permissions=[rbac_pb2.Permission(any=True)], principals=[principal])
     return rbac_pb2.RBAC(action=rbac_pb2.RBAC.ALLOW, policies={"members": policy})
+
+
+def revoked_matcher(revocation: Revocation, domain: MeshDomain) -> string_pb2.StringMatcher:
+    """Matches the SPIFFE ids that a revocation is about: a cluster's whole slice, or an account, here or everywhere."""
+    cluster = ClusterName(revocation.cluster)
+    namespace, account = Namespace(revocation.namespace), ServiceAccount(revocation.account)
+    if not account:
+        return string_pb2.StringMatcher(prefix=f"spiffe://{cluster_slice(cluster, domain)}/")
+    if cluster:
+        return string_pb2.StringMatcher(exact=spiffe_id(Identity(cluster, namespace, account), domain))
+    pattern = any_cluster_pattern(domain, namespace, account)
+    return string_pb2.StringMatcher(safe_regex=regex_pb2.RegexMatcher(regex=pattern))
 
 
 def _principal(matcher: common_pb2.SubjectAltNameMatcher) -> rbac_pb2.Principal:

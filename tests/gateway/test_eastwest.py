@@ -22,6 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 IDENTITIES = MeshIdentities(DOMAIN)
 CLIENT = identity("east", "client")
 GATEWAY, POD, OTHER_POD, CONTROL = "127.105.2.101", "127.105.2.1", "127.105.2.2", "127.105.2.201"
+SNI = "east.gateway.west.mesh.test"
 PAGE = "page.shop.svc.west.mesh.test"
 
 
@@ -74,7 +75,7 @@ async def connect(context: ssl.SSLContext, authority: str, pod: str | None) -> i
     headers = {":method": "CONNECT", ":authority": authority}
     if pod is not None:
         headers["x-isthmus-endpoint"] = pod
-    return await ask(GATEWAY, GATEWAY_PORT, context=context, server_name="gateway.west.mesh.test", headers=headers)
+    return await ask(GATEWAY, GATEWAY_PORT, context=context, server_name=SNI, headers=headers)
 
 
 async def test_a_member_reaches_an_exported_pod(gateway: Envoy, member: ssl.SSLContext) -> None:
@@ -113,8 +114,7 @@ async def test_what_is_not_exported_is_refused(gateway: Envoy, member: ssl.SSLCo
 
 async def test_peers_check_its_health(gateway: Envoy, member: ssl.SSLContext) -> None:
     headers = {":method": "GET", ":scheme": "https", ":path": "/healthz", ":authority": "gateway.west.mesh.test"}
-    name = "gateway.west.mesh.test"
-    assert await ask(GATEWAY, GATEWAY_PORT, context=member, server_name=name, headers=headers) == 200
+    assert await ask(GATEWAY, GATEWAY_PORT, context=member, server_name=SNI, headers=headers) == 200
 
 
 async def test_strangers_are_refused(gateway: Envoy, tmp_path: Path) -> None:

@@ -6,17 +6,19 @@
 import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
-from federation.model import GatewayAddress, Locality, Pod, PodKey, TcpUse
+from federation.model import GatewayAddress, Locality, MemberCluster, NetworkName, Pod, PodKey, TcpUse
 from federation.snapshot import Replace, Section, apply
 from federation.xds.bootstrap import bootstrap
 from federation.xds.resources import ResourceSet
 from tests.support.static_envoy import as_values
 from tests.support.two_clusters import DOMAIN, SHOP, Member, introduce, member, server
+from trust.bundle import make_revocation
 from trust.spiffe import ClusterName, ServiceAccount, control_dns_name, control_identity, spiffe_id
 
 HERE = Path(__file__).parent
@@ -41,6 +43,27 @@ def west() -> Member:
     return small(member("west", pods, network="two", exports=("cart",), gateways=[GatewayAddress("192.0.2.1")]))
 
 
+def revoking(cluster: Member) -> Member:
+    """Returns a cluster that knows two others, and has revoked one of them, a workload, and one in every member."""
+    others = [
+        MemberCluster(ClusterName(name), NetworkName("one"), region="eu", gateways=()) for name in ("east", "north")
+    ]
+    revoked = ("north", "shop/client@east", "shop/thief")
+    return Member(
+        cluster.settings,
+        apply(
+            cluster.snapshot,
+            [
+                Replace(Section.MEMBERS, {one.name: one for one in others}),
+                Replace(
+                    Section.REVOCATIONS,
+                    {one: make_revocation(one, at=datetime(2026, 1, 1, tzinfo=UTC)) for one in revoked},
+                ),
+            ],
+        ),
+    )
+
+
 def printed(values: object) -> str:
     return yaml.safe_dump(json.loads(json.dumps(values)), width=120)
 
@@ -61,11 +84,12 @@ def outbound() -> str:
 
 
 def inbound() -> str:
-    return of_resources(west().sidecar("server-1"), "inbound", "inbound|8080", "inbound|6379")
+    rules = ("inbound-http|mesh", "inbound-tcp|cluster")
+    return of_resources(revoking(west()).sidecar("server-1"), "inbound", "inbound|8080", "inbound|6379", *rules)
 
 
 def gateway() -> str:
-    resources = west().gateway("192.0.2.1", control=("10.2.0.200",))
+    resources = revoking(west()).gateway("192.0.2.1", control=("10.2.0.200",))
     return of_resources(resources, "east-west", "federation", "cart.shop.svc.west.mesh.test")
 
 

@@ -83,7 +83,7 @@ def test_a_dependency_is_a_listener_of_its_own() -> None:
     assert scope.pod is not None
     more = msgspec.structs.replace(scope.pod, uses=(*scope.pod.uses, TcpUse("nobody.example", 5432, 7003)))
     with_more = msgspec.structs.replace(scope, pod=more)
-    assert changed(outbound_listeners(scope), outbound_listeners(with_more)) == {
+    assert changed(outbound_listeners(scope, epoch=""), outbound_listeners(with_more, epoch="")) == {
         (TypeUrl.LISTENER, "outbound-tcp|7003")
     }
 

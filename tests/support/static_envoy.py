@@ -1,13 +1,14 @@
 """Turns what a compiler made into a bootstrap that needs no control plane: for `envoy --mode validate` and data paths.
 
-What would come by EDS, RDS and SDS stands inline; nothing else is changed.
+What would come by EDS, RDS, ECDS and SDS stands inline; nothing else is changed.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.core.v3 import extension_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
@@ -24,6 +25,7 @@ _MESSAGES: Mapping[TypeUrl, type[Message]] = {
     TypeUrl.LISTENER: listener_pb2.Listener,
     TypeUrl.ROUTES: route_pb2.RouteConfiguration,
     TypeUrl.SECRET: secret_pb2.Secret,
+    TypeUrl.EXTENSION: extension_pb2.TypedExtensionConfig,
 }
 
 
@@ -48,13 +50,13 @@ def static_bootstrap(
 ) -> dict[str, Any]:
     """Returns a bootstrap with everything inline; the admin port listens on `address`."""
     values = as_values({**resources, TypeUrl.SECRET: secrets})
-    routes = values.get(TypeUrl.ROUTES, {})
+    apart = _Apart(values.get(TypeUrl.ROUTES, {}), values.get(TypeUrl.EXTENSION, {}))
     assignments = values.get(TypeUrl.ENDPOINTS, {})
     clusters = []
     for name, cluster in values.get(TypeUrl.CLUSTER, {}).items():
         if cluster.pop("eds_cluster_config", None):
             cluster |= {"type": "STATIC", "load_assignment": assignments[name]}
-        clusters.append(_inlined(cluster, routes))
+        clusters.append(_inlined(cluster, apart))
     return {
         "node": {"id": node, "cluster": node.split("/")[0]},
         "admin": {"address": {"socket_address": {"address": address, "port_value": PROXY_ADMIN_PORT}}},
@@ -68,20 +70,29 @@ def static_bootstrap(
         ],
         "static_resources": {
             "clusters": clusters,
-            "listeners": [_inlined(listener, routes) for listener in values.get(TypeUrl.LISTENER, {}).values()],
+            "listeners": [_inlined(listener, apart) for listener in values.get(TypeUrl.LISTENER, {}).values()],
             "secrets": list(values[TypeUrl.SECRET].values()),
         },
     }
 
 
-def _inlined(value: Any, routes: Mapping[str, Any]) -> Any:
+class _Apart(NamedTuple):
+    """What stands in resources of its own, by name."""
+
+    routes: Mapping[str, Any]
+    extensions: Mapping[str, Any]
+
+
+def _inlined(value: Any, apart: _Apart) -> Any:
     match value:
         case {"rds": {"route_config_name": name}}:
-            rest = {key: _inlined(item, routes) for key, item in value.items() if key != "rds"}
-            return {**rest, "route_config": json.loads(json.dumps(routes[name]))}
+            rest = {key: _inlined(item, apart) for key, item in value.items() if key != "rds"}
+            return {**rest, "route_config": json.loads(json.dumps(apart.routes[name]))}
+        case {"name": name, "config_discovery": _}:
+            return apart.extensions[name]
         case dict():
-            return {key: _inlined(item, routes) for key, item in value.items() if key != "sds_config"}
+            return {key: _inlined(item, apart) for key, item in value.items() if key != "sds_config"}
         case list():
-            return [_inlined(item, routes) for item in value]
+            return [_inlined(item, apart) for item in value]
         case _:
             return value

@@ -32,12 +32,13 @@ from federation.model import (
 )
 from federation.names import clusterset_host, local_host
 from federation.peering.exports import offered, own_member
+from federation.revoked import severing_epoch, tunnel_callers
 from federation.snapshot import Replace, Section, Snapshot
 from federation.view import inbound_ports, resolve
 from federation.xds.builders import merge
 from federation.xds.resources import ResourceSet
 from gateway.eastwest import compile_gateway
-from sidecar.inbound import compile_inbound
+from sidecar.inbound import compile_inbound, compile_rules
 from sidecar.outbound import compile_outbound, outbound_listeners
 from trust.spiffe import ClusterName, Identity, MeshDomain, Namespace, ServiceAccount, gateway_identity
 
@@ -97,17 +98,26 @@ class Member(msgspec.Struct, frozen=True):
         """Returns what a pod's sidecar is told."""
         scope = self.pod_scope(name)
         assert scope.pod is not None
+        epoch = severing_epoch(self.snapshot, self.settings)
         return merge(
             compile_outbound(resolve(self.snapshot, self.settings, scope.audience)),
-            outbound_listeners(scope),
-            compile_inbound(scope, inbound_ports(self.snapshot, scope.pod), DOMAIN),
+            outbound_listeners(scope, epoch=epoch),
+            compile_inbound(scope, inbound_ports(self.snapshot, scope.pod), DOMAIN, epoch=epoch),
+            compile_rules(self.settings.name, DOMAIN, self.snapshot.revoked),
         )
 
     def gateway(self, address: str, *, control: Sequence[str] = ()) -> ResourceSet:
         """Returns what a gateway on `address` is told."""
         audience = self._audience(ProxyRole.GATEWAY, Locality(self.settings.region))
         scope = ProxyScope(audience, gateway_identity(self.settings.name), address)
-        return compile_gateway(scope, self.offers, control_addresses=control, domain=DOMAIN)
+        return compile_gateway(
+            scope,
+            self.offers,
+            control_addresses=control,
+            domain=DOMAIN,
+            callers=tunnel_callers(self.snapshot, self.settings),
+            revoked=self.snapshot.revoked,
+        )
 
     def _audience(self, role: ProxyRole, locality: Locality) -> Audience:
         return Audience(role, self.settings.name, self.settings.network, locality, SHOP)
@@ -146,7 +156,7 @@ def introduce(listener: Member, speaker: Member) -> Member:
 
 
 def east_and_west(block: str, *, west_network: str = "two") -> tuple[Member, Member]:
-    """Returns both clusters on addresses `<block>.1.x` and `<block>.2.x`; east knows west."""
+    """Returns both clusters on addresses `<block>.1.x` and `<block>.2.x`; each knows the other, and east its offers."""
     client = Pod(
         PodKey(SHOP, "client"),
         f"{block}.1.1",
@@ -171,4 +181,5 @@ def east_and_west(block: str, *, west_network: str = "two") -> tuple[Member, Mem
         exports=("cart", "page", "greeter", "chat", "store"),
         gateways=[GatewayAddress(f"{block}.2.101"), GatewayAddress(f"{block}.2.102")],
     )
-    return introduce(east, west), west
+    known = Replace(Section.MEMBERS, {east.settings.name: own_member(east.settings)})
+    return introduce(east, west), Member(west.settings, picture.apply(west.snapshot, [known]))
