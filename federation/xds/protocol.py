@@ -300,7 +300,8 @@ class DeltaStream:
         elif endpoints.subscribed and self._target is not None:
             resources = self._target.get(TypeUrl.CLUSTER, {})
             for name in upstreams:
-                wanted = _endpoints_name(resources[name]) if name in resources else ""
+                # One that is to go by now warms all the same, and until it is warm no answer about upstreams comes.
+                wanted = _endpoints_name(resources[name]) if name in resources else name
                 if wanted in endpoints.subscribed:
                     endpoints.owe(wanted)
 

@@ -12,7 +12,8 @@ from federation.xds.resources import ResourceSet, TypeUrl
 from tests.support.model_envoy import NAMED, UNNAMED, ModelEnvoy, body, content
 
 UPSTREAMS = ("a", "b", "c", "d")
-TYPES = (TypeUrl.CLUSTER, TypeUrl.ENDPOINTS, TypeUrl.ROUTES, TypeUrl.LISTENER)
+TYPES = (TypeUrl.CLUSTER, TypeUrl.ENDPOINTS, TypeUrl.ROUTES, TypeUrl.LISTENER, TypeUrl.EXTENSION)
+RULES = ("x", "y")
 small = st.integers(0, 3)
 seldom_bad = st.sampled_from(["", "", "", "", "", NAMED, UNNAMED])
 upstreams = st.dictionaries(
@@ -21,9 +22,12 @@ upstreams = st.dictionaries(
 
 
 def world(
-    services: dict[str, tuple[int, str, int, str]], route: tuple[int, str], listener: tuple[int, str]
+    services: dict[str, tuple[int, str, int, str]],
+    route: tuple[int, str],
+    listener: tuple[int, str],
+    rules: tuple[int, str] = (0, ""),
 ) -> ResourceSet:
-    """A target: upstreams with endpoints, one route over all of them, one listener with that route."""
+    """A target: upstreams with endpoints, one route over all of them, listeners with that route and with rules."""
     return {
         TypeUrl.CLUSTER: {
             name: body(TypeUrl.CLUSTER, name, version=version, bad=bad)
@@ -35,8 +39,12 @@ def world(
         },
         TypeUrl.ROUTES: {"r": body(TypeUrl.ROUTES, "r", version=route[0], bad=route[1], use=sorted(services))},
         TypeUrl.LISTENER: {
-            "l": body(TypeUrl.LISTENER, "l", version=listener[0], bad=listener[1], use=["r"]),
-            "m": body(TypeUrl.LISTENER, "m", version=listener[0], bad="", use=["r"]),
+            "l": body(TypeUrl.LISTENER, "l", version=listener[0], bad=listener[1], use=["r"], rules=RULES),
+            "m": body(TypeUrl.LISTENER, "m", version=listener[0], bad="", use=["r"], rules=RULES[:1]),
+        },
+        TypeUrl.EXTENSION: {
+            "x": body(TypeUrl.EXTENSION, "x", version=rules[0], bad=rules[1]),
+            "y": body(TypeUrl.EXTENSION, "y", version=rules[0], bad=""),
         },
     }
 
@@ -70,11 +78,20 @@ class Delivery(RuleBasedStateMachine):
         if self.target is not None:
             self.stream.offer(self.target)
 
-    @rule(services=upstreams, route=st.tuples(small, seldom_bad), listener=st.tuples(small, seldom_bad))
+    @rule(
+        services=upstreams,
+        route=st.tuples(small, seldom_bad),
+        listener=st.tuples(small, seldom_bad),
+        rules=st.tuples(small, seldom_bad),
+    )
     def change(
-        self, services: dict[str, tuple[int, str, int, str]], route: tuple[int, str], listener: tuple[int, str]
+        self,
+        services: dict[str, tuple[int, str, int, str]],
+        route: tuple[int, str],
+        listener: tuple[int, str],
+        rules: tuple[int, str] = (0, ""),
     ) -> None:
-        self.target = world(services, route, listener)
+        self.target = world(services, route, listener, rules)
         self.ever_bad |= {name for name, (_, bad, _, also) in services.items() if bad or also}
         self.stream.offer(self.target)
         self.forbidden = {
@@ -92,6 +109,17 @@ class Delivery(RuleBasedStateMachine):
             for resource in response.resources:
                 assert (push.type_url, resource.name, resource.version) not in self.forbidden
             self.to_envoy.append(push)
+        self._no_rules_wait()
+
+    def _no_rules_wait(self) -> None:
+        """Whatever else is under way, rules that were asked for are on their way, one after the other."""
+        held = self.stream.acknowledged.get(TypeUrl.EXTENSION)
+        on_the_way = [one for one, _ in self.stream.unanswered].count(TypeUrl.EXTENSION)
+        if self.target is None or held is None or on_the_way:
+            return
+        for name, version in held.items():
+            resource = self.target[TypeUrl.EXTENSION][name]
+            assert version == resource.version or (TypeUrl.EXTENSION, name) in self.stream.rejections
 
     @precondition(lambda self: self.to_envoy)
     @rule()
@@ -167,7 +195,9 @@ class Delivery(RuleBasedStateMachine):
             for name, resource in wanted.items():
                 if type_url is TypeUrl.ENDPOINTS and name not in self.envoy.applied[TypeUrl.CLUSTER]:
                     continue  # its upstream was refused, so nobody asks
-                if type_url is TypeUrl.ROUTES and not self.envoy.applied[TypeUrl.LISTENER]:
+                if type_url in (TypeUrl.ROUTES, TypeUrl.EXTENSION) and not self.envoy.applied[TypeUrl.LISTENER]:
+                    continue
+                if type_url is TypeUrl.EXTENSION and name == "y" and "l" not in self.envoy.applied[TypeUrl.LISTENER]:
                     continue
                 assert held[name] == resource.version
                 if (type_url, name) not in self.envoy.unrecorded:
@@ -196,4 +226,18 @@ def test_suspects_that_stay_behind_their_upstream_hold_nobody_back() -> None:
     delivery.flow(rounds=1)
     mixed = {"a": (0, UNNAMED, 0, ""), "b": good, "c": (1, "", 0, ""), "d": (1, "", 0, NAMED)}
     delivery.change(services=mixed, route=(0, ""), listener=(0, ""))
+    delivery.teardown()
+
+
+def test_an_upstream_that_is_to_go_before_its_endpoints_were_asked_for_becomes_warm() -> None:
+    """Found by a schedule: it waited for endpoints that the new picture did not hold, and held everything back."""
+    delivery = Delivery()
+    delivery.first()
+    delivery.change(services={"a": (0, "", 0, "")}, route=(0, ""), listener=(0, ""))
+    delivery.flow(rounds=3)
+    delivery.change(services={"a": (1, "", 0, "")}, route=(0, ""), listener=(0, ""))
+    delivery.reconnect()
+    delivery.answer()
+    delivery.send()
+    delivery.change(services={}, route=(0, ""), listener=(0, ""))
     delivery.teardown()

@@ -18,7 +18,10 @@ NAMED, UNNAMED = "named", "unnamed"
 
 
 def body(type_url: TypeUrl, name: str, **content: Any) -> Resource:
-    """Makes a resource that the model understands. `bad` makes it refuse; routes `use` upstreams, listeners routes."""
+    """Makes a resource that the model understands. `bad` makes it refuse.
+
+    Routes `use` upstreams, listeners routes; the extensions that listeners have stand in `rules`.
+    """
     text = json.dumps(content, sort_keys=True)
     if type_url is TypeUrl.CLUSTER:
         return make_resource(name, Cluster(name=name, alt_stat_name=text).SerializeToString(deterministic=True))
@@ -42,14 +45,17 @@ class ModelEnvoy:
         """What was taken from a response that was refused as a whole: a later stream hears of the state before."""
         self.outbox: list[DeltaDiscoveryRequest] = []
         self._versions: dict[TypeUrl, dict[str, str]] = {type_url: {} for type_url in TypeUrl}
-        self._wanted: dict[TypeUrl, set[str]] = {TypeUrl.ENDPOINTS: set(), TypeUrl.ROUTES: set()}
+        self._wanted: dict[TypeUrl, set[str]] = {
+            type_url: set() for type_url in (TypeUrl.ENDPOINTS, TypeUrl.ROUTES, TypeUrl.EXTENSION)
+        }
         self._asked: set[TypeUrl] = set()
         self._held_back: list[DeltaDiscoveryRequest] = []
 
     def connect(self) -> None:
         """Opens a new stream. While an upstream warms, upstreams are not asked for (envoy#36951)."""
         self.outbox, self._held_back, self._asked = [], [], set()
-        for type_url in (TypeUrl.CLUSTER, TypeUrl.ENDPOINTS, TypeUrl.LISTENER, TypeUrl.ROUTES):
+        order = (TypeUrl.CLUSTER, TypeUrl.ENDPOINTS, TypeUrl.LISTENER, TypeUrl.ROUTES, TypeUrl.EXTENSION)
+        for type_url in order:
             wanted = self._wanted.get(type_url)
             if wanted is None or wanted:
                 self._ask(type_url, wanted or ())
@@ -92,6 +98,7 @@ class ModelEnvoy:
                 self.warming -= contents.keys()
             case TypeUrl.LISTENER:
                 self._watch(TypeUrl.ROUTES, {name for one in contents.values() for name in one["use"]})
+                self._watch(TypeUrl.EXTENSION, {name for one in contents.values() for name in one["rules"]})
 
     def _remove(self, type_url: TypeUrl, names: Iterable[str]) -> None:
         match type_url:
