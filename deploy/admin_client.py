@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Self, TypeVar
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ from deploy.failures import CommandFailed
 from federation.reports import (
     ClusterReport,
     ErrorReport,
+    KnownTokenReport,
     ProxyReport,
     RevocationReport,
     ServiceReport,
@@ -96,10 +98,30 @@ class AdminClient:
         """Returns the asked cluster as it introduces itself to others (for `join --via`)."""
         return await self._call("GET", "/v1/member", Introduction)
 
-    async def create_token(self, namespace: str, account: str, role: str = "sidecar") -> TokenReport:
-        """Makes a join token for proxies of one service account; `role` is "sidecar" or "gateway"."""
-        body = {"namespace": namespace, "account": account, "role": role}
+    async def create_token(
+        self,
+        namespace: str,
+        account: str,
+        role: str = "sidecar",
+        *,
+        ttl: timedelta | None = None,
+        once: bool = False,
+    ) -> TokenReport:
+        """Makes a join token for proxies of one service account; `role` is "sidecar" or "gateway".
+
+        Without `ttl` (whole seconds) it is good until it is revoked; `once` it admits one proxy, the first to show it.
+        """
+        seconds = None if ttl is None else int(ttl.total_seconds())
+        body = {"namespace": namespace, "account": account, "role": role, "ttl": seconds, "once": once}
         return await self._call("POST", "/v1/tokens", TokenReport, body=body)
+
+    async def tokens(self) -> tuple[KnownTokenReport, ...]:
+        """Returns the join tokens as they are kept: never the tokens themselves."""
+        return await self._call("GET", "/v1/tokens", tuple[KnownTokenReport, ...])
+
+    async def revoke_token(self, token: str) -> KnownTokenReport:
+        """Removes the join token with that id: the streams that it admitted end at once."""
+        return await self._call("DELETE", f"/v1/tokens/{quote(token, safe='')}", KnownTokenReport)
 
     async def trust(self) -> TrustReport:
         """Returns whom the cluster believes, what its proxies have taken of it, and what its peers say of theirs."""

@@ -5,6 +5,7 @@
     GET  /v1/join-request    POST /v1/join               how a cluster becomes a member
     POST /v1/join-request                                a new request instead of the pending one
     GET  /v1/member                                      how this cluster introduces itself
+    GET  /v1/tokens          DELETE /v1/tokens/{id}      the join tokens of proxies, by their ids
     POST /v1/tokens                                      a join token for proxies, told once
     GET  /v1/trust       POST /v1/trust/documents        whom the mesh believes, and news of its root
     GET  /v1/revocations POST /v1/revocations            whom this cluster believes no longer
@@ -25,6 +26,7 @@ from aiohttp.typedefs import Middleware
 from federation.reports import (
     ClusterReport,
     ErrorReport,
+    KnownTokenReport,
     ProxyReport,
     RevocationReport,
     ServiceReport,
@@ -52,6 +54,8 @@ class TokenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     namespace: str
     account: str
     role: TokenRole = TokenRole.SIDECAR
+    ttl: int | None = None  # seconds; None: until it is revoked
+    once: bool = False  # for one proxy: the first that shows it
 
 
 class RevocationOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,9 +96,11 @@ class AdminBackend(Protocol):
     def metrics(self) -> bytes: ...
     async def join_request(self, *, fresh: bool) -> JoinRequest: ...
     async def join(self, grant: Grant) -> None: ...
-    async def create_token(self, order: TokenOrder) -> TokenReport: ...
+    async def tokens(self) -> tuple[KnownTokenReport, ...]: ...
+    async def create_token(self, order: TokenOrder, *, asked_by: str) -> TokenReport: ...
+    async def revoke_token(self, token: str, *, asked_by: str) -> KnownTokenReport: ...
     def trust(self) -> TrustReport: ...
-    async def take_documents(self, documents: TrustDocuments) -> TrustReport: ...
+    async def take_documents(self, documents: TrustDocuments, *, asked_by: str) -> TrustReport: ...
     def revocations(self) -> tuple[RevocationReport, ...]: ...
     async def revoke(self, order: RevocationOrder, *, asked_by: str) -> RevocationReport: ...
     async def restore(self, subject: str, *, asked_by: str) -> tuple[RevocationReport, ...]: ...
@@ -149,9 +155,17 @@ def admin_app(backend: AdminBackend, token: str) -> web.Application:
         await backend.join(await _body(request, Grant))
         return _json(backend.status())
 
+    @routes.get("/v1/tokens")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(await backend.tokens())
+
     @routes.post("/v1/tokens")
     async def _(request: web.Request) -> web.Response:
-        return _json(await backend.create_token(await _body(request, TokenOrder)))
+        return _json(await backend.create_token(await _body(request, TokenOrder), asked_by=_asker(request)))
+
+    @routes.delete("/v1/tokens/{id}")
+    async def _(request: web.Request) -> web.Response:
+        return _json(await backend.revoke_token(request.match_info["id"], asked_by=_asker(request)))
 
     @routes.get("/v1/trust")
     async def _(_request: web.Request) -> web.Response:
@@ -159,7 +173,7 @@ def admin_app(backend: AdminBackend, token: str) -> web.Application:
 
     @routes.post("/v1/trust/documents")
     async def _(request: web.Request) -> web.Response:
-        return _json(await backend.take_documents(await _body(request, TrustDocuments)))
+        return _json(await backend.take_documents(await _body(request, TrustDocuments), asked_by=_asker(request)))
 
     @routes.get("/v1/revocations")
     async def _(_request: web.Request) -> web.Response:

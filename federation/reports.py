@@ -10,6 +10,7 @@ import msgspec
 
 from federation.model import Finding, Liveness
 from trust.bundle import TrustBundle
+from trust.join_tokens import TokenState
 from trust.statements import TrustStatement
 
 
@@ -129,12 +130,35 @@ class ProxyReport(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class TokenReport(msgspec.Struct, frozen=True, rename="camel"):
-    """A join token, told once: only its digest is kept."""
+    """A join token, told once: only its digest is kept. `id` names it from now on."""
 
     token: str
     namespace: str
     account: str
     role: str
+    id: str
+    expires: datetime | None = None
+    once: bool = False
+
+
+class KnownTokenReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A join token as it is kept: never the token itself. `last_used` is exact to an hour.
+
+    One that is good `once` admits one proxy, the node `claimed_by`.
+    """
+
+    id: str
+    state: TokenState
+    namespace: str = ""
+    account: str = ""
+    role: str = ""
+    created: datetime | None = None
+    created_by: str = ""
+    expires: datetime | None = None
+    once: bool = False
+    claimed_by: str = ""
+    claimed_at: datetime | None = None
+    last_used: datetime | None = None
 
 
 class PeerTrustReport(msgspec.Struct, frozen=True, rename="camel"):

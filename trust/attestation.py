@@ -1,14 +1,17 @@
-"""Join tokens: how a proxy proves which workload it stands beside.
+"""The door: what a proxy shows becomes a proof of who it is, or a refusal. Pure values and shapes.
 
-A token is 256 random bits that say nothing. What it stands for is a record that the cluster keeps under the token's
-digest, so that who reads the records cannot become anybody. The caller keeps them (in etcd) and hands them back.
+        Authorization: Bearer <credential> --> Door --> the first Attestor that knows its shape --> Proof
+                                                                                                --> AttestationRefused
+
+There are two attestors: join tokens (`join_tokens`) and service account tokens of Kubernetes (`token_review`). Another
+one is another implementation of `Attestor`; nothing behind the door knows how somebody proved who they are. A proof is
+for the one identity that stands in it: who holds it gets no certificate but that one.
 """
 
-import hashlib
-import re
-import secrets
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -25,113 +28,116 @@ from trust.spiffe import (
     is_dns_name,
 )
 
-_PREFIX = "isthmus-"  # so that a scanner of repositories and logs can tell what it has found
-_TOKEN = re.compile(_PREFIX + r"[A-Za-z0-9_-]{43}")
-_HINT = "make a token with `isthmus token create` and put it into the token file of the proxy"
+HINT = "make a token with `isthmus token create` and put it into the token file of the proxy"
+
+_LONGEST_CREDENTIAL = 16_384  # characters: a service account token has some 1,000
 
 
 class AttestationRefused(Refusal):
-    """Somebody who could not prove who they are, or a token that may not be made."""
+    """Somebody who could not prove who they are, or a token that may not be made.
+
+    `proof` names what was shown, where it has a name; `detail` is for the audit trail and not for who asked.
+    """
+
+    def __init__(self, message: str, hint: str, *, proof: str = "", detail: str = "") -> None:
+        super().__init__(message, hint)
+        self.proof = proof
+        self.detail = detail
+
+
+class AttestationUnavailable(Refusal):
+    """Who could say whether the credential is good does not answer; it may be shown again later."""
 
 
 class TokenRole(StrEnum):
-    """What kind of proxy a token is for."""
+    """What kind of proxy a credential is for."""
 
     SIDECAR = "sidecar"
     GATEWAY = "gateway"
 
 
-class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of a token, under its digest: for whom it is. Without `expires` it is good for ever."""
+class PodBinding(msgspec.Struct, frozen=True):
+    """The one pod, of the proof's namespace, that a credential was made for. `uid` may be empty."""
+
+    name: str
+    uid: str = ""
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """Who somebody proved to be.
+
+    `how` is the kind of the proof (`join-token`, `kubernetes`), `reference` names what was shown and may be logged: the
+    id of a token, never the token. Whoever shows it has to be the pod `pod`, where there is one.
+    """
 
     namespace: Namespace
     account: ServiceAccount
     role: TokenRole
-    created: datetime
-    expires: datetime | None = None
+    how: str
+    reference: str
+    pod: PodBinding | None = None
+
+    def __str__(self) -> str:
+        """Names the proof in logs: `join-token 3fa9c1d27b60`."""
+        return f"{self.how} {self.reference}"
+
+    def identity(self, cluster: ClusterName) -> Identity:
+        """Returns whom its bearer speaks for in `cluster`."""
+        return Identity(cluster=cluster, namespace=self.namespace, account=self.account)
 
 
-def new_token() -> str:
-    """Makes a token: 256 random bits as text."""
-    return _PREFIX + secrets.token_urlsafe(32)
+class Attestor(Protocol):
+    """Knows one kind of credential. Both calls raise AttestationRefused and AttestationUnavailable."""
+
+    def recognizes(self, credential: str) -> bool:
+        """Says by the shape alone whether a credential is of this kind."""
+
+    async def attest(self, credential: str, *, now: datetime) -> Proof:
+        """Returns what a credential proves, if it is good. Changes nothing."""
+
+    async def claim(self, credential: str, node: str, *, now: datetime) -> None:
+        """Notes that the proxy `node` uses a credential that is good for it; refuses one that is another's alone."""
+
+    async def ended(self, proof: Proof, node: str) -> AttestationRefused:
+        """Waits until the proof is known to be no longer good for `node`, and returns why; perhaps for ever."""
 
 
-def digest(token: str) -> str:
-    """Returns the hex SHA-256 under which the record of a token is kept. The digest of a token is as good as salted:
-    nobody guesses 256 bits. Raises AttestationRefused for what is no token, and does not repeat it."""
-    if _TOKEN.fullmatch(token) is None:
-        raise AttestationRefused("what was shown is not a join token", _HINT)
-    return hashlib.sha256(token.encode()).hexdigest()
+class Door:
+    """Asks the attestor that knows the shape of a credential; the first of several."""
+
+    def __init__(self, attestors: Sequence[Attestor]) -> None:
+        self._attestors = tuple(attestors)
+
+    async def attest(self, credential: str, *, now: datetime) -> tuple[Proof, Attestor]:
+        """Returns what a credential proves, and who will hear of its use.
+
+        Raises AttestationRefused, which never repeats the credential, and AttestationUnavailable.
+        """
+        if len(credential) <= _LONGEST_CREDENTIAL:
+            for attestor in self._attestors:
+                if attestor.recognizes(credential):
+                    proof = await attestor.attest(credential, now=now)
+                    check_subject(proof.namespace, proof.account, proof.role)  # whatever an attestor says
+                    return proof, attestor
+        raise AttestationRefused("what was shown is no token that anybody knows here", HINT)
 
 
-def make_record(
-    namespace: str, account: str, *, role: TokenRole, now: datetime, lifetime: timedelta | None = None
-) -> TokenRecord:
-    """Returns the record for a new token; raises AttestationRefused for names that may not have one."""
-    if lifetime is not None and lifetime <= timedelta(0):
-        raise AttestationRefused(f"a token cannot live for {lifetime}", "give a time from now on")
-    created = now.astimezone(UTC)
-    record = TokenRecord(
-        namespace=Namespace(namespace),
-        account=ServiceAccount(account),
-        role=role,
-        created=created,
-        expires=None if lifetime is None else created + lifetime,
-    )
-    _check_subject(record)
-    return record
-
-
-def encode_record(record: TokenRecord) -> bytes:
-    """Prints a record for keeping."""
-    return msgspec.json.encode(record)
-
-
-def decode_record(value: bytes) -> TokenRecord:
-    """Inverse of `encode_record`; raises AttestationRefused. Fields that a later version added are skipped."""
-    try:
-        record = msgspec.json.decode(value, type=TokenRecord)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise AttestationRefused(f"the record of the token is broken: {error}", _HINT) from error
-    if record.created.tzinfo is None or (record.expires is not None and record.expires.tzinfo is None):
-        raise AttestationRefused("the record of the token is broken: a moment without a time zone", _HINT)
-    return record
-
-
-def check(record: TokenRecord | None, *, now: datetime) -> TokenRecord:
-    """Returns the record when its token is good at `now`, else raises AttestationRefused.
-
-    None stands for a token that nobody knows.
-    """
-    if record is None:
-        raise AttestationRefused("the join token is unknown in this cluster", _HINT)
-    if record.expires is not None and now >= record.expires:
-        raise AttestationRefused(f"the join token expired at {record.expires:%Y-%m-%d %H:%M:%S} UTC", _HINT)
-    _check_subject(record)
-    return record
-
-
-def identity_of(record: TokenRecord, cluster: ClusterName) -> Identity:
-    """Returns whom the bearer of the token speaks for in `cluster`."""
-    return Identity(cluster=cluster, namespace=record.namespace, account=record.account)
-
-
-def _check_subject(record: TokenRecord) -> None:
-    """Checks that the role may be had by that account.
+def check_subject(namespace: str, account: str, role: TokenRole) -> None:
+    """Checks that the role may be had by that account; raises AttestationRefused.
 
     A sidecar that called itself the control plane or a gateway could take over the cluster's streams and tunnels.
     """
-    name = f"{record.namespace}/{record.account}"
-    if not is_dns_label(record.namespace) or not is_dns_name(record.account):
+    name = f"{namespace}/{account}"
+    if not is_dns_label(namespace) or not is_dns_name(account):
         raise AttestationRefused(f"{name!r} is not a namespace and a service account", "use Kubernetes names")
-    is_system = record.namespace == SYSTEM_NAMESPACE
-    match record.role:
-        case TokenRole.GATEWAY if not (is_system and record.account == GATEWAY_ACCOUNT):
+    is_system = namespace == SYSTEM_NAMESPACE
+    match role:
+        case TokenRole.GATEWAY if not (is_system and account == GATEWAY_ACCOUNT):
             raise AttestationRefused(
                 f"a gateway is {SYSTEM_NAMESPACE}/{GATEWAY_ACCOUNT}, not {name}",
                 "leave namespace and account as they are",
             )
-        case TokenRole.SIDECAR if is_system and record.account in (CONTROL_ACCOUNT, GATEWAY_ACCOUNT):
+        case TokenRole.SIDECAR if is_system and account in (CONTROL_ACCOUNT, GATEWAY_ACCOUNT):
             raise AttestationRefused(f"no workload may be {name}", "choose another service account for the workload")
         case TokenRole.GATEWAY | TokenRole.SIDECAR:
             pass

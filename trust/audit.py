@@ -18,7 +18,7 @@ AuditKind = Literal[
     "token-created",
     "token-claimed",
     "token-revoked",
-    "token-expired",
+    "token-removed",  # some time after it expired
     "joined",  # the first grant was taken: this cluster is a member
     "granted",  # a grant for a new authority was taken
     "rotated",  # another authority signs now, or an old key was destroyed

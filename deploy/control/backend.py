@@ -7,16 +7,15 @@ from typing import Protocol
 from deploy.control.membership import Joining
 from deploy.control.options import ControlOptions
 from deploy.control.reports import cluster_reports, gauges, introduction, is_in_step, proxy_report, service_reports
+from deploy.control.tokens import Tokens
 from federation.admin import AdminRefused, TokenOrder
-from federation.etcd import EtcdClient, EtcdError
 from federation.model import CONTROL_ADMIN_PORT
-from federation.names import host_port, token_key
+from federation.names import host_port
 from federation.peering.peers import PeerStatus
-from federation.reports import ClusterReport, ProxyReport, ServiceReport, StatusReport, TokenReport
+from federation.reports import ClusterReport, KnownTokenReport, ProxyReport, ServiceReport, StatusReport, TokenReport
 from federation.store import MeshStore
 from federation.telemetry import Gauges, Telemetry
 from federation.xds.ads import ProxyStatus
-from trust import attestation
 from trust.joining import Grant, Introduction, JoinRequest
 
 log = logging.getLogger(__name__)
@@ -44,10 +43,10 @@ class MemberParts(Protocol):
 class Backend:
     """The `AdminBackend` of one replica. `parts` is None until the cluster has joined."""
 
-    def __init__(self, options: ControlOptions, *, store: MeshStore, etcd: EtcdClient, joining: Joining) -> None:
+    def __init__(self, options: ControlOptions, *, store: MeshStore, tokens: Tokens, joining: Joining) -> None:
         self._options = options
         self._store = store
-        self._etcd = etcd
+        self._tokens = tokens
         self._joining = joining
         self._started = datetime.now(UTC)
         self.parts: MemberParts | None = None
@@ -124,18 +123,17 @@ class Backend:
         """Takes a grant."""
         await self._joining.accept(grant)
 
-    async def create_token(self, order: TokenOrder) -> TokenReport:
-        """Makes a join token, keeps its digest in etcd and tells it this once."""
-        record = attestation.make_record(order.namespace, order.account, role=order.role, now=datetime.now(UTC))
-        token = attestation.new_token()
-        try:
-            await self._etcd.put(token_key(attestation.digest(token)), attestation.encode_record(record))
-        except EtcdError as error:
-            raise AdminRefused(
-                f"etcd did not take the token: {error}", "is the cluster's etcd running?", status=503
-            ) from error
-        log.info("join token made", extra={"namespace": order.namespace, "account": order.account, "role": order.role})
-        return TokenReport(token, order.namespace, order.account, order.role)
+    async def tokens(self) -> tuple[KnownTokenReport, ...]:
+        """Returns the join tokens as they are kept."""
+        return await self._tokens.list()
+
+    async def create_token(self, order: TokenOrder, *, asked_by: str) -> TokenReport:
+        """Makes a join token and tells it this once."""
+        return await self._tokens.create(order, asked_by=asked_by)
+
+    async def revoke_token(self, token: str, *, asked_by: str) -> KnownTokenReport:
+        """Removes a join token: the proxies that it admitted are out."""
+        return await self._tokens.revoke(token, asked_by=asked_by)
 
     def _gauges(self) -> Gauges:
         parts = self.parts

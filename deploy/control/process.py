@@ -7,17 +7,22 @@ once complete    ADS for the proxies, the federation stream for the peers
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 
 import grpc
 from aiohttp import web
 
+from deploy.control.admissions import Admissions
+from deploy.control.audit import Trail
 from deploy.control.backend import Backend
 from deploy.control.identity import OwnIdentity, ProxySecrets
 from deploy.control.membership import Joining, Membership
 from deploy.control.options import ControlOptions, admin_token
-from deploy.control.proxies import Admissions, Compiler
+from deploy.control.proxies import Compiler
 from deploy.control.reports import introduced_member, short_type
+from deploy.control.tokens import Tokens
 from federation.admin import admin_app
 from federation.etcd import EtcdClient, EtcdUnavailable, Fenced
 from federation.etcd.election import Election, Leadership
@@ -33,6 +38,8 @@ from federation.store import MeshStore
 from federation.telemetry import Telemetry
 from federation.xds.ads import AdsServer, ProxyStatus
 from federation.xds.server import SERVER_OPTIONS
+from trust.attestation import Door
+from trust.audit import AuditEvent
 from trust.issuance import Issuer
 from trust.refusals import Refusal
 from trust.spiffe import control_identity
@@ -67,15 +74,27 @@ async def _run(options: ControlOptions) -> None:
     await asyncio.to_thread(joining.load)
     store = MeshStore(ORIGINS)
     replica = Replica(options.settings, store)
-    async with EtcdClient(options.etcd, tls=options.etcd_tls) as etcd:
-        backend = Backend(options, store=store, etcd=etcd, joining=joining)
+    async with EtcdClient(options.etcd, tls=options.etcd_tls) as etcd, _trail(options) as trail:
+        tokens = Tokens(etcd, trail.note)
+        backend = Backend(options, store=store, tokens=tokens, joining=joining)
         async with asyncio.TaskGroup() as group:
+            group.create_task(trail.run())
+            group.create_task(tokens.run())
             group.create_task(ManifestSource(options.manifests).run(store))
             group.create_task(replica.run(etcd))
             group.create_task(_serve_admin(admin_app(backend, token), options.address))
             log.info("control plane started", extra={"cluster": options.settings.name, "replica": options.replica})
             membership = await joining.wait()
-            member = Member(options, membership, store=store, etcd=etcd, replica=replica, telemetry=backend.telemetry)
+            member = Member(
+                options,
+                membership,
+                store=store,
+                etcd=etcd,
+                replica=replica,
+                telemetry=backend.telemetry,
+                tokens=tokens,
+                on_event=trail.note,
+            )
             backend.parts = member
             await member.run()
 
@@ -92,9 +111,12 @@ class Member:
         etcd: EtcdClient,
         replica: Replica,
         telemetry: Telemetry,
+        tokens: Tokens,
+        on_event: Callable[[AuditEvent], None],
     ) -> None:
         settings = options.settings
         self._options = options
+        self._tokens = tokens
         self._introductions = membership.introductions
         self._store = store
         self._etcd = etcd
@@ -116,11 +138,12 @@ class Member:
         self._ads = AdsServer(
             store,
             Compiler(settings, options.control_addresses),
-            admission=Admissions(settings, etcd),
+            admission=Admissions(settings, Door([tokens]), on_event),
             secrets=ProxySecrets(issuer),
             on_converged=telemetry.converged,
             on_pushed=lambda type_url: telemetry.pushed(short_type(type_url)),
             on_rejected=lambda type_url: telemetry.refused(short_type(type_url)),
+            max_age=options.stream_max_age,
         )
         self._is_serving = False
 
@@ -180,6 +203,7 @@ class Member:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._publisher.run(leadership))
                 group.create_task(self._peers.run(leadership))
+                group.create_task(self._tokens.run_tidying())
         except BaseExceptionGroup as errors:
             raise _only(errors, (Fenced, EtcdUnavailable)) from None
 
@@ -188,6 +212,15 @@ class Member:
         for introduced in self._introductions:
             if introduced.name != self._options.settings.name:
                 await self._etcd.put_if_absent(member_key(introduced.name), encode(introduced_member(introduced)))
+
+
+@asynccontextmanager
+async def _trail(options: ControlOptions) -> AsyncIterator[Trail]:
+    trail = await asyncio.to_thread(Trail.open, options.data, options.replica)
+    try:
+        yield trail
+    finally:
+        await asyncio.to_thread(trail.close)
 
 
 async def _serve_admin(app: web.Application, address: str) -> None:
