@@ -80,7 +80,7 @@ def trust_holdups(bundle: TrustBundle, members: Statements) -> tuple[Holdup, ...
             reason = f"follows the trust bundle {said.sequence}, not {bundle.sequence}"
             holdups.append(Holdup(cluster, reason))
         elif said.trusting < said.proxies:
-            reason = f"{_count(said.proxies - said.trusting)} of {said.proxies} not acknowledged the roots"
+            reason = f"{_of(said.proxies - said.trusting, said.proxies)} not acknowledged the roots"
             holdups.append(Holdup(cluster, reason, said.waiting))
     return tuple(holdups)
 
@@ -107,7 +107,7 @@ def authority_holdups(bundle: TrustBundle, members: Statements, only: ClusterNam
                 reason = f"signs with {has} and has not asked for generation {wanted} yet"
             holdups.append(Holdup(cluster, reason))
         elif said.renewed < said.proxies:
-            reason = f"{_count(said.proxies - said.renewed)} of {said.proxies} no certificate of the new authority"
+            reason = f"{_of(said.proxies - said.renewed, said.proxies)} no certificate of the new authority"
             holdups.append(Holdup(cluster, reason, said.waiting))
     return tuple(holdups)
 
@@ -143,5 +143,5 @@ def _never_heard(cluster: ClusterName) -> Holdup:
     return Holdup(cluster, "nothing was ever heard of its trust")
 
 
-def _count(proxies: int) -> str:
-    return f"{proxies} prox{'y has' if proxies == 1 else 'ies have'}"
+def _of(some: int, proxies: int) -> str:
+    return f"{some} of {proxies} proxies {'has' if some == 1 else 'have'}"
