@@ -16,17 +16,25 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from trust import files
 from trust.certificates import CertificateRefused, key_pem, load_key, new_key
+from trust.pkcs11_uri import EXAMPLE, SCHEME, UriRefused, parse_token_uri
 from trust.refusals import Refusal
 
 _LONGEST_PASSPHRASE = 1023  # bytes; PKCS#8 encryption of the library takes no more
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _SUFFIX = "-key.pem"
 _WHERE = "keys-in"
-_PKCS11 = "pkcs11:"
 
 
 class CustodyRefused(Refusal):
     """A key that is not there, is there already, lies open to others, or cannot be read or used."""
+
+
+class KeyMissing(CustodyRefused):
+    """There is no such key."""
+
+
+class KeyExists(CustodyRefused):
+    """There is such a key already."""
 
 
 class Custody(Protocol):
@@ -61,7 +69,28 @@ def open_custody(where: str, *, directory: Path, passphrase: bytes | None = None
     """
     if not where:
         return FileCustody(directory, passphrase)
-    raise CustodyRefused(f"{where!r} names no place for keys", "give a URI: pkcs11:token=...?module-path=...")
+    if not where.startswith(SCHEME):
+        # Not repeated: what is no URI may be anything, also a secret in the wrong place.
+        raise CustodyRefused("this names no place for keys", f"give the URI of a token: {EXAMPLE}")
+    try:
+        from trust.pkcs11 import Pkcs11Custody  # needs a library that only users of tokens install
+    except ImportError as error:
+        message = f"keys in a token need the library python-pkcs11, which is not here ({error})"
+        raise CustodyRefused(message, "pip install 'isthmus[pkcs11]'") from error
+    return Pkcs11Custody(where, passphrase)
+
+
+def load_or_create(custody: Custody, name: str) -> ec.EllipticCurvePrivateKey:
+    """Returns the key `name`, made when there is none; of several that call at once all get one key.
+
+    Raises CustodyRefused.
+    """
+    with contextlib.suppress(KeyMissing):
+        return custody.load(name)
+    try:
+        return custody.create(name)
+    except KeyExists:
+        return custody.load(name)
 
 
 def remember(directory: Path, where: str) -> None:
@@ -83,15 +112,30 @@ def remembered(directory: Path) -> str:
 def needs_passphrase(where: str, *, directory: Path) -> bool:
     """Says whether the ring that `where` names opens with a passphrase (a PIN) alone; raises CustodyRefused."""
     if where:
-        return False
+        try:
+            return parse_token_uri(where).pin_source is None
+        except UriRefused as error:
+            raise CustodyRefused(error.message, error.hint) from error
     ring = FileCustody(directory)
     return any(ring.is_encrypted(name) for name in ring.names())
 
 
+def is_name(text: str) -> bool:
+    """Says whether `text` is a name for a key."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_name(name: str) -> None:
     """Checks the name of a key: it becomes part of a file's name. Raises CustodyRefused."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise CustodyRefused(f"{name!r} is not a name for a key", "give 1 to 63 lower-case letters, digits, hyphens")
+
+
+def check_passphrase(passphrase: bytes | None) -> None:
+    """Checks that a key can be encrypted by `passphrase`; raises CustodyRefused."""
+    if passphrase is not None and not 0 < len(passphrase) <= _LONGEST_PASSPHRASE:
+        message = f"a passphrase has 1 to {_LONGEST_PASSPHRASE} bytes, not {len(passphrase)}"
+        raise CustodyRefused(message, "choose another passphrase, or none")
 
 
 class FileCustody:
@@ -119,10 +163,10 @@ class FileCustody:
             with _translated(self._directory):
                 files.check_directory(self._directory)
                 found = [entry.name for entry in self._directory.iterdir()]
-        except _NoKey:
+        except KeyMissing:
             return ()
         names = (entry.removesuffix(_SUFFIX) for entry in found if entry.endswith(_SUFFIX))
-        return tuple(sorted(name for name in names if _NAME.fullmatch(name)))
+        return tuple(sorted(name for name in names if is_name(name)))
 
     def is_encrypted(self, name: str) -> bool:
         """Says whether a key needs a passphrase; raises CustodyRefused when there is no key, or it lies open."""
@@ -133,9 +177,7 @@ class FileCustody:
     def create(self, name: str) -> ec.EllipticCurvePrivateKey:
         """Makes a key and keeps it; never overwrites one. Raises CustodyRefused."""
         path = self._path(name)
-        if self._passphrase is not None and not 0 < len(self._passphrase) <= _LONGEST_PASSPHRASE:
-            message = f"a passphrase has 1 to {_LONGEST_PASSPHRASE} bytes, not {len(self._passphrase)}"
-            raise CustodyRefused(message, "choose another passphrase, or none")
+        check_passphrase(self._passphrase)
         key = new_key()
         with _translated(path):
             files.make_directory(self._directory)
@@ -156,7 +198,7 @@ class FileCustody:
         destroys the passphrase, or keeps them in a token.
         """
         path = self._path(name)
-        with contextlib.suppress(_NoKey), _translated(path):
+        with contextlib.suppress(KeyMissing), _translated(path):
             files.remove(path)
 
     def _path(self, name: str) -> Path:
@@ -164,18 +206,14 @@ class FileCustody:
         return self._directory / f"{name}{_SUFFIX}"
 
 
-class _NoKey(CustodyRefused):
-    """There is no such key, or no such directory."""
-
-
 @contextlib.contextmanager
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except files.FileMissing as error:
-        raise _NoKey(f"there is no key at {path}", "check the path, or restore the key from its backup") from error
+        raise KeyMissing(f"there is no key at {path}", "check the path, or restore the key from its backup") from error
     except files.FileExists as error:
-        raise CustodyRefused(f"there is a key at {path} already", "no key is ever overwritten: move it away") from error
+        raise KeyExists(f"there is a key at {path} already", "no key is ever overwritten: move it away") from error
     except files.FileRefused as error:
         raise CustodyRefused(error.message, error.hint) from error
     except CertificateRefused as error:
