@@ -29,10 +29,14 @@ class Targets:
         """The known control planes by cluster; "" is the one of --admin."""
         return self._load()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The clusters that are known, or the chosen one; "" is the one of --admin."""
+        return (self._named(self._chosen),) if self._chosen else tuple(self.contexts)
+
     def all(self) -> dict[str, AdminClient]:
         """Returns a client for each cluster, or for the chosen one."""
-        names = [self._named(self._chosen)] if self._chosen else list(self.contexts)
-        return {name: self.client(name) for name in names}
+        return {name: self.client(name) for name in self.names}
 
     def one(self) -> AdminClient:
         """Returns the client of the chosen cluster, or of the first."""

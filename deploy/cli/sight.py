@@ -1,0 +1,147 @@
+"""What the control planes that a command reaches say of the mesh's trust, put together; and how they are told.
+
+Each of them knows what the others said last, so one that answers is enough to see all. Who is reached directly is
+believed about itself; of the others the newest word counts.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+
+from deploy.admin_client import AdminClient, ControlRefused, ControlUnreachable
+from federation.model import Liveness
+from federation.reports import TrustReport
+from trust.bundle import TrustBundle
+from trust.joining import Grant
+from trust.rotation import Statements
+from trust.spiffe import ClusterName
+from trust.statements import TrustStatement
+
+
+class Silent(msgspec.Struct, frozen=True, rename="camel"):
+    """A control plane that did not answer, or refused what it was handed."""
+
+    cluster: str
+    reason: str
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What a member said, and when it was heard: by itself just now (None), or by the member `via`."""
+
+    statement: TrustStatement
+    heard: datetime | None = None
+    via: str = ""
+
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """The trust of the mesh as those that answered know it. `bundle` is the newest; None when nobody answered.
+
+    `known` names all members that they know of, also those of which nothing was heard.
+    """
+
+    bundle: TrustBundle | None = None
+    members: Mapping[ClusterName, Seen] = {}
+    known: tuple[ClusterName, ...] = ()
+    reached: tuple[ClusterName, ...] = ()
+    silent: tuple[Silent, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def statements(self, clusters: Iterable[ClusterName]) -> Statements:
+        """Returns what each of `clusters` said last; None for one of which nothing was heard."""
+        return {name: self.members[name].statement if name in self.members else None for name in clusters}
+
+
+class Mesh(Protocol):
+    """The control planes of a mesh, as many as can be reached; none of these raises because one cannot be."""
+
+    async def look(self) -> Sight:
+        """Asks all."""
+
+    async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Sight:
+        """Hands documents and grants to all, and returns what they say then."""
+
+
+def put_together(answers: Mapping[str, TrustReport | Silent]) -> Sight:
+    """Makes one sight of the answers, by the name under which each control plane was asked."""
+    reports = [answer for answer in answers.values() if isinstance(answer, TrustReport)]
+    members: dict[ClusterName, Seen] = {}
+    for report in reports:
+        for other in report.others:
+            held = members.get(other.statement.cluster)
+            if held is None or held.statement.at < other.statement.at:
+                seen = Seen(statement=other.statement, heard=other.heard, via=report.own.cluster)
+                members[other.statement.cluster] = seen
+    members |= {report.own.cluster: Seen(statement=report.own) for report in reports}
+    warnings = [f"{report.own.cluster}: {warning}" for report in reports for warning in report.warnings]
+    return Sight(
+        bundle=max((report.bundle for report in reports), key=lambda one: one.sequence, default=None),
+        members=dict(sorted(members.items())),
+        reached=tuple(sorted(report.own.cluster for report in reports)),
+        silent=tuple(answer for answer in answers.values() if isinstance(answer, Silent)),
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def reasons_of(sight: Sight) -> str:
+    """Returns who was not reached, and why, in one line."""
+    return "; ".join(f"{one.cluster}: {one.reason}" if one.cluster else one.reason for one in sight.silent)
+
+
+class ReachedMesh:
+    """The mesh behind the admin APIs of `clusters`; `client` makes a client of one by its name."""
+
+    def __init__(self, clusters: Collection[str], client: Callable[[str], AdminClient]) -> None:
+        self._clusters = tuple(clusters)
+        self._client = client
+
+    async def look(self) -> Sight:
+        """Asks all at once."""
+        return put_together(await self.each(lambda client: client.trust()))
+
+    async def first(self) -> Sight:
+        """Asks one after the other, until one answers: it knows the words of all."""
+        known: list[ClusterName] = []
+
+        async def ask(client: AdminClient) -> TrustReport:
+            known.extend(ClusterName(member.name) for member in await client.clusters())
+            return await client.trust()
+
+        answers: dict[str, TrustReport | Silent] = {}
+        for name in self._clusters:
+            answers[name] = await self._ask(name, ask)
+            if isinstance(answers[name], TrustReport):
+                break
+        return msgspec.structs.replace(put_together(answers), known=tuple(known))
+
+    async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Sight:
+        """Hands over documents and grants to all at once."""
+        return put_together(await self.each(lambda client: client.deliver(bundles, grants)))
+
+    async def live(self) -> frozenset[str]:
+        """Returns the members that are reached here, or heard by one that is."""
+        found: set[str] = set()
+
+        async def ask(client: AdminClient) -> TrustReport:
+            found.update(member.name for member in await client.clusters() if member.state is Liveness.LIVE)
+            return await client.trust()
+
+        return frozenset(found | set(put_together(await self.each(ask)).reached))
+
+    async def each(
+        self, ask: Callable[[AdminClient], Awaitable[TrustReport]], *, without: Collection[str] = ()
+    ) -> dict[str, TrustReport | Silent]:
+        """Asks all control planes but those named; who does not answer, or refuses, is Silent with the reason."""
+        async with asyncio.TaskGroup() as group:
+            asked = {name: group.create_task(self._ask(name, ask)) for name in self._clusters if name not in without}
+        return {name: task.result() for name, task in asked.items()}
+
+    async def _ask(self, name: str, ask: Callable[[AdminClient], Awaitable[TrustReport]]) -> TrustReport | Silent:
+        client = self._client(name)  # a new one each time: it forgets the replicas that did not answer
+        try:
+            async with client:
+                return await ask(client)
+        except (ControlUnreachable, ControlRefused) as error:
+            return Silent(name, error.message)
