@@ -2,9 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -40,8 +39,10 @@ from federation.store import MeshStore
 from federation.xds.server import SERVER_OPTIONS
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.relay import Relay, start_relay
+from tests.support.trustees import KeeperUnderTest
+from trust.bundle import TrustBundle
 from trust.issuance import Issuer, X509Svid
-from trust.spiffe import ClusterName, Namespace, ServiceAccount, control_identity
+from trust.spiffe import ClusterName, Namespace, ServiceAccount
 
 SHOP = Namespace("shop")
 CART = ServiceKey(SHOP, "cart")
@@ -70,32 +71,28 @@ def exported_service(name: str = "cart") -> list[Change]:
 class ControlUnderTest:
     """One control plane without proxies."""
 
-    def __init__(self, issuer: Issuer, client: EtcdClient, settings: ClusterSettings) -> None:
+    def __init__(
+        self, issuer: Issuer, client: EtcdClient, settings: ClusterSettings, *, documents: Sequence[TrustBundle] = ()
+    ) -> None:
         self.name = settings.name
-        self.issuer = issuer
         self.client = client
         self.settings = settings
-        self.member = exports.own_member(settings, certificate=issuer.intermediate_pem.decode())
         self.store = MeshStore(frozenset({"source", ORIGIN}))
         self.replica = Replica(settings, self.store)
-        self.offer = Offer(settings, self.member, store=self.store, etcd=client, replica=self.replica)
-        self.publisher = Publisher(self.store, client, replica=self.replica, offer=self.offer)
-        self.peers = Peers(
-            settings,
-            self.member,
-            store=self.store,
-            etcd=client,
-            replica=self.replica,
-            identity=self.identity,
-            trust_bundle=lambda: issuer.trust_bundle_pem,
+        self.keeper = KeeperUnderTest(
+            settings, issuer, store=self.store, etcd=client, replica=self.replica, documents=documents
         )
+        self.offer = Offer(settings, self.keeper, store=self.store, etcd=client, replica=self.replica)
+        self.publisher = Publisher(self.keeper, store=self.store, etcd=client, replica=self.replica, offer=self.offer)
+        self.peers = Peers(settings, self.keeper, store=self.store, etcd=client, replica=self.replica)
+
+    @property
+    def member(self) -> MemberCluster:
+        return self.keeper.own_member()
 
     @property
     def picture(self) -> Snapshot:
         return self.store.snapshot
-
-    def identity(self) -> X509Svid:
-        return self.issuer.issue(control_identity(self.name), now=datetime.now(UTC))
 
     def peer(self, name: ClusterName) -> PeerStatus:
         return next(status for status in self.peers.status() if status.peer == name)
@@ -137,7 +134,9 @@ class ClusterUnderTest:
         self.gateway = GatewayAddress(relay.address, relay.port)
 
     @asynccontextmanager
-    async def control(self, *changes: Change, **settings: object) -> AsyncIterator[ControlUnderTest]:
+    async def control(
+        self, *changes: Change, documents: Sequence[TrustBundle] = (), **settings: object
+    ) -> AsyncIterator[ControlUnderTest]:
         """Runs the control plane, whose source lists `changes`; without any, its source has not been listed yet."""
         fixed = ClusterSettings(
             name=self.issuer.cluster,
@@ -147,11 +146,12 @@ class ClusterUnderTest:
             gateways=(self.gateway,),
         )
         async with EtcdClient((self.etcd.url,)) as client:
-            control = ControlUnderTest(self.issuer, client, msgspec.structs.replace(fixed, **settings))
+            told = msgspec.structs.replace(fixed, **settings)
+            control = ControlUnderTest(self.issuer, client, told, documents=documents)
             if changes:
                 control.store.apply(changes)
                 control.store.mark_listed("source")
-            svid = control.identity()
+            svid = control.keeper.svid()
             async with (
                 serve((self.address, FEDERATION_PORT), control.offer.handler, svid, issuer=self.issuer),
                 asyncio.TaskGroup() as tasks,
