@@ -5,7 +5,7 @@ import ssl
 
 from tests.support.envoy import PATIENCE
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SETTINGS, _HEADERS = 0x4, 0x1
 _END_HEADERS = 0x4
 _STATIC_STATUS = {0x88: 200, 0x89: 204, 0x8A: 206, 0x8B: 304, 0x8C: 400, 0x8D: 404, 0x8E: 500}
@@ -20,8 +20,8 @@ async def ask(
     try:
         async with asyncio.timeout(PATIENCE):
             reader, writer = await asyncio.open_connection(address, port, ssl=context, server_hostname=server_name)
-            block = b"".join(b"\0" + _literal(name) + _literal(value) for name, value in headers.items())
-            writer.write(_PREFACE + _frame(_SETTINGS, 0, 0, b"") + _frame(_HEADERS, _END_HEADERS, 1, block))
+            block = b"".join(b"\0" + literal(name) + literal(value) for name, value in headers.items())
+            writer.write(PREFACE + frame(_SETTINGS, 0, 0, b"") + frame(_HEADERS, _END_HEADERS, 1, block))
             try:
                 while True:
                     head = await reader.readexactly(9)
@@ -34,12 +34,12 @@ async def ask(
         return None
 
 
-def _literal(text: str) -> bytes:
+def literal(text: str) -> bytes:
     assert len(text) < 127
     return bytes([len(text)]) + text.encode()
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 

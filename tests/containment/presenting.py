@@ -1,0 +1,82 @@
+"""Shows a forged chain in a real TLS handshake: to a server, or as a server to whoever calls."""
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
+
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from tests.containment.thief import Forgery
+from tests.support.envoy import PATIENCE
+
+
+def tls_context(forgery: Forgery, side: Literal["client", "server"], *alpn: str) -> ssl.SSLContext | None:
+    """Returns what shows this chain and trusts anybody; None when OpenSSL itself will not load it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if side == "client" else ssl.PROTOCOL_TLS_SERVER)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_ciphers("DEFAULT@SECLEVEL=0")  # a thief is not choosy
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    key = forgery.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    with open(os.memfd_create("forgery"), "wb") as file:
+        file.write(key + "".join(map(ssl.DER_cert_to_PEM_cert, forgery.chain)).encode())
+        file.flush()
+        try:
+            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+        except ssl.SSLError:
+            return None
+    return context
+
+
+async def converse(address: str, port: int, context: ssl.SSLContext, server_name: str, say: bytes) -> bytes:
+    """Returns all that a server answers; nothing when it closes, however it does so."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            reader, writer = await asyncio.open_connection(address, port, ssl=context, server_hostname=server_name)
+            try:
+                writer.write(say)
+                return await reader.read()
+            finally:
+                writer.close()
+    except (ssl.SSLError, ConnectionError):
+        return b""
+
+
+class Impostor:
+    """A TLS server that shows a forgery.
+
+    `believed` holds the server names under which somebody said something to it: who refuses a certificate says nothing.
+    `refused` counts the connections that ended before.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.believed: set[str] = set()
+        self.refused = 0
+        self._context = context
+        context.sni_callback = _note_name
+
+    @asynccontextmanager
+    async def serve(self, address: str, port: int) -> AsyncIterator[None]:
+        async with await asyncio.start_server(self._meet, address, port):
+            yield
+
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await writer.start_tls(self._context)
+            writer.write(b"believed\n")
+            if await reader.read(1):
+                self.believed.add(writer.get_extra_info("ssl_object").called)
+            else:
+                self.refused += 1
+        except (ssl.SSLError, ConnectionError):
+            self.refused += 1
+        finally:
+            writer.close()
+
+
+def _note_name(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+    connection.called = name or ""  # type: ignore[attr-defined]
