@@ -37,6 +37,7 @@ from federation.reports import (
 from federation.telemetry import CONTENT_TYPE
 from trust import refusals
 from trust.attestation import TokenRole
+from trust.audit import harmless
 from trust.bundle import TrustBundle
 from trust.joining import Grant, Introduction, JoinRequest
 
@@ -215,7 +216,7 @@ async def _refusals(request: web.Request, handler: _Handler) -> web.StreamRespon
     try:
         return await handler(request)
     except refusals.Refusal as error:
-        log.info("admin request refused", extra={"path": request.path, "reason": error.message})
+        log.info("admin request refused", extra={"path": harmless(request.path), "reason": error.message})
         status = error.status if isinstance(error, AdminRefused) else 409
         return _json(ErrorReport(error.message, error.hint), status)
     except web.HTTPException as error:

@@ -8,7 +8,7 @@ one is another implementation of `Attestor`; nothing behind the door knows how s
 for the one identity that stands in it: who holds it gets no certificate but that one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -98,8 +98,8 @@ class Attestor(Protocol):
     async def claim(self, credential: str, node: str, *, now: datetime) -> None:
         """Notes that the proxy `node` uses a credential that is good for it; refuses one that is another's alone."""
 
-    async def ended(self, proof: Proof, node: str) -> AttestationRefused:
-        """Waits until the proof is known to be no longer good for `node`, and returns why; perhaps for ever."""
+    def ended(self, proof: Proof, node: str) -> Awaitable[AttestationRefused] | None:
+        """Waits until the proof is no longer good for `node`, and returns why. None: only asking anew will tell."""
 
 
 class Door:

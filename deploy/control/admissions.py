@@ -1,5 +1,6 @@
 """Which proxy may be told what: the door says who it is, the picture what it stands beside."""
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import Callable
@@ -64,7 +65,11 @@ class Admissions:
         """Waits while the proof is good; then raises Unauthenticated."""
         if not isinstance(admitted, _Guest):
             raise TypeError(f"{admitted} was let in by somebody else")
-        self._turn_away(node, await admitted.attestor.ended(admitted.shown, node.id))
+        ended = admitted.attestor.ended(admitted.shown, node.id)
+        if ended is None:
+            await asyncio.Event().wait()  # until the stream is cancelled: at its age
+        else:
+            self._turn_away(node, await ended)
 
     def scope(self, snapshot: Snapshot, node: ProxyNode, identity: Identity) -> ProxyScope | None:
         """Returns the scope of a proxy; None for a sidecar whose pod the picture does not hold. Raises Refused."""
