@@ -17,7 +17,15 @@ from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE
 from federation.xds.client import DeltaClient, InvalidResponse, Received
 from federation.xds.resources import TypeUrl
 
-TYPES = (TypeUrl.MEMBER, TypeUrl.EXPORT, TypeUrl.BEAT)
+TYPES = (
+    TypeUrl.MEMBER,
+    TypeUrl.EXPORT,
+    TypeUrl.BEAT,
+    TypeUrl.TRUST_BUNDLE,
+    TypeUrl.TRUST_STATEMENT,
+    TypeUrl.TRUST_GRANT,
+)
+"""What is asked of a peer; one that does not know a type says nothing about it."""
 
 _MOST_WAITING = 8
 """Responses not kept yet. A peer sends one of a type and waits for the answer: more is no peer of ours. Together they

@@ -1,12 +1,14 @@
-"""Whether a cluster that one only hears of is a member at all: the root's signature says so, and nobody else. Pure."""
+"""Whether a cluster is a member at all: the root's signature says so, and nobody else. And who is revoked. Pure."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from cryptography import x509
 
 from federation.model import MemberCluster
+from trust.bundle import Revocation
 from trust.certificates import CertificateRefused, load_certificate
-from trust.spiffe import MeshDomain
+from trust.spiffe import ClusterName, MeshDomain
 from trust.verification import check_intermediate
 
 
@@ -26,3 +28,15 @@ def check_membership(member: MemberCluster, trust_bundle_pem: bytes, *, domain: 
         else:
             return
     raise refusal
+
+
+REVOKED = "revoked"
+"""Begins what is said of, and to, a cluster that is revoked."""
+
+
+def why_revoked(revoked: Iterable[Revocation], cluster: ClusterName) -> str:
+    """Returns why a cluster as a whole may not be spoken with; empty when it is not revoked."""
+    for one in revoked:
+        if one.cluster == cluster and not one.account:
+            return f"{REVOKED}: {one.reason}" if one.reason else REVOKED
+    return ""

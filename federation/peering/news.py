@@ -27,3 +27,11 @@ class News:
         while self._count <= seen:
             await self._told.wait()
         return self._count
+
+
+async def pass_on(source: News, target: News) -> None:
+    """Tells `target` whenever something happens that `source` is told. For ever."""
+    seen = source.count
+    while True:
+        seen = await source.wait_newer(seen)
+        target.tell()

@@ -1,13 +1,16 @@
 """What this cluster serves to its peers on the federation stream, and to whom.
 
 Each replica offers from its own picture, not from etcd: an etcd that is away or lost records takes nothing from peers.
-Peers are told three types: the members that told us of themselves, the own exports, and a beat every second.
+Peers are told of the members that told us of themselves, of the own exports, of the root's documents and of the own
+trust; a peer alone of the grant that waits for it; and there is a beat every second. A type that a peer does not know
+it does not ask for.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import msgspec
@@ -15,18 +18,28 @@ from envoy.config.core.v3.base_pb2 import Node
 
 from federation import names
 from federation.etcd import EtcdClient
-from federation.model import ClusterSettings, ExportedService, MemberCluster, ServiceKey
-from federation.peering import exports
+from federation.model import ClusterSettings, ExportedService, ServiceKey
+from federation.peering import exports, trust_records
 from federation.peering.exports import Beat, Malformed
 from federation.peering.freshness import BEAT_PERIOD
 from federation.peering.introductions import Introductions
-from federation.peering.news import News
+from federation.peering.membership import why_revoked
+from federation.peering.news import News, pass_on
 from federation.peering.replica import Replica
+from federation.peering.trustees import TrustKeeper, own_issuer, spread
 from federation.snapshot import Snapshot
 from federation.store import MeshStore
 from federation.xds.protocol import DeltaStream, Order
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
-from federation.xds.server import Refused, ServicerContext, Unauthenticated, delta_handler, read_first, serve_stream
+from federation.xds.server import (
+    Refused,
+    ServicerContext,
+    Unauthenticated,
+    Unavailable,
+    delta_handler,
+    read_first,
+    serve_stream,
+)
 from trust.certificates import CertificateRefused, load_certificate, spiffe_identity
 from trust.spiffe import ClusterName, MeshDomain, control_identity, spiffe_id
 
@@ -36,6 +49,12 @@ FEDERATION_SERVICE = "isthmus.federation.v1.Federation"
 FEDERATION_METHOD = "DeltaResources"
 INTRODUCTION = "member"
 """Key of the node's metadata under which a peer introduces itself: its member record, as JSON text."""
+
+
+_HOLD = timedelta(seconds=3)
+"""How long a peer waits at most for its first answer until it is in the picture."""
+_TRUST_QUIET = timedelta(milliseconds=100)
+"""Between two statements: the proxies of a cluster answer one after another."""
 
 
 class NotAPeer(Exception):
@@ -54,11 +73,10 @@ class Offer:
     """What is offered now, kept from the picture by `run`, and the gRPC handler that serves it to peers."""
 
     def __init__(
-        self, settings: ClusterSettings, member: MemberCluster, *, store: MeshStore, etcd: EtcdClient, replica: Replica
+        self, settings: ClusterSettings, keeper: TrustKeeper, *, store: MeshStore, etcd: EtcdClient, replica: Replica
     ) -> None:
-        """`member` is this cluster's own record (`exports.own_member`)."""
         self._settings = settings
-        self._member = member
+        self._keeper = keeper
         self._store = store
         self._replica = replica
         self._exports: Mapping[ServiceKey, ExportedService] = {}
@@ -67,11 +85,6 @@ class Offer:
         self._listeners: dict[DeltaStream, tuple[ClusterName, datetime]] = {}
         self._resources_news = News()
         self.news = News()
-
-    @property
-    def member(self) -> MemberCluster:
-        """This cluster's own record."""
-        return self._member
 
     @property
     def exports(self) -> Mapping[ServiceKey, ExportedService]:
@@ -99,6 +112,8 @@ class Offer:
         """Keeps what is offered in step with the picture, beats, and remembers who introduced itself. For ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_in_step())
+            tasks.create_task(self._keep_trust_in_step())
+            tasks.create_task(pass_on(self._replica.news, self._resources_news))  # a grant may have come
             tasks.create_task(self._beat())
             tasks.create_task(self._introductions.run())
 
@@ -127,9 +142,25 @@ class Offer:
             snapshot = await self._store.wait_newer(revision)
             seen_at = self._first_seen(revision)
 
+    async def _keep_trust_in_step(self) -> None:
+        await self._store.wait_ready()
+        while True:
+            seen = self._keeper.news.count
+            statement = self._keeper.statement()
+            told = (trust_records.statement_resource(statement),) if statement is not None else ()
+            self._set(
+                {
+                    TypeUrl.TRUST_BUNDLE: trust_records.document_resources(self._keeper.documents()),
+                    TypeUrl.TRUST_STATEMENT: {resource.name: resource for resource in told},
+                    TypeUrl.MEMBER: self._known_members(self._store.snapshot),
+                }
+            )
+            await asyncio.sleep(_TRUST_QUIET.total_seconds())
+            await self._keeper.news.wait_newer(seen)
+
     def _published(self) -> Mapping[ServiceKey, ExportedService]:
         """Returns what the leader published before this process started: what is still so keeps its moment."""
-        prefix = names.export_prefix(self._member.name)
+        prefix = names.export_prefix(self._settings.name)
         found = {}
         for key, body in self._replica.records.items():
             if key.startswith(prefix):
@@ -149,14 +180,15 @@ class Offer:
                 return datetime.now(UTC)
 
     def _known_members(self, snapshot: Snapshot) -> Mapping[str, Resource]:
-        others = [member for member in snapshot.members.values() if member.name != self._member.name]
-        return {member.name: exports.member_resource(member) for member in (self._member, *exports.may_pass_on(others))}
+        own = self._keeper.own_member()
+        others = [member for member in snapshot.members.values() if member.name != own.name]
+        return {member.name: exports.member_resource(member) for member in (own, *exports.may_pass_on(others))}
 
     async def _beat(self) -> None:
         count = 0
         while True:
             count += 1
-            beat = exports.beat_resource(Beat(self._member.name, count))
+            beat = exports.beat_resource(Beat(self._settings.name, count))
             self._set({TypeUrl.BEAT: {beat.name: beat}})
             await asyncio.sleep(BEAT_PERIOD.total_seconds())
 
@@ -168,22 +200,47 @@ class Offer:
         # Read before refusing: who is refused while it still writes is not told why (gRPC).
         first = await read_first(context)
         peer = self._identify(context)
+        self._refuse_revoked(peer)
         self._introduce(peer, first.node)
+        await self._hold(peer)
         stream = DeltaStream(Order.NONE)
         self._listeners[stream] = (peer, datetime.now(UTC))
         log.info("peer listens", extra={"peer": peer})
         try:
-            await serve_stream(context, first, stream=stream, feed=self._feed())
+            await serve_stream(context, first, stream=stream, feed=self._feed(peer))
         finally:
             del self._listeners[stream]
             log.info("peer listens no more", extra={"peer": peer})
 
-    async def _feed(self) -> AsyncIterator[ResourceSet]:
+    async def _feed(self, peer: ClusterName) -> AsyncIterator[ResourceSet]:
         await self.wait_ready()
+        issuer = own_issuer(self._keeper)
+        ends_at: float | None = None
         while True:
             seen = self._resources_news.count
-            yield self._resources
-            await self._resources_news.wait_newer(seen)
+            self._refuse_revoked(peer)
+            if ends_at is None and own_issuer(self._keeper) != issuer:
+                ends_at = asyncio.get_running_loop().time() + spread()
+            grants = [trust_records.grant_resource(grant) for grant in self._keeper.grants_for(peer)]
+            yield {**self._resources, TypeUrl.TRUST_GRANT: {grant.name: grant for grant in grants}}
+            try:
+                async with asyncio.timeout_at(ends_at):
+                    await self._resources_news.wait_newer(seen)
+            except TimeoutError:
+                raise Unavailable("this cluster has a new authority: connect again") from None
+
+    async def _hold(self, peer: ClusterName) -> None:
+        """Waits until the own picture holds a peer: only then do the own gateways let its proxies in."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_HOLD.total_seconds()):
+                snapshot = await self._store.wait_ready()
+                while peer not in snapshot.members:
+                    snapshot = await self._store.wait_newer(snapshot.revision)
+
+    def _refuse_revoked(self, peer: ClusterName) -> None:
+        reason = why_revoked(self._store.snapshot.revoked, peer)
+        if reason:
+            raise Refused(reason)
 
     def _identify(self, context: ServicerContext) -> ClusterName:
         certificates = list(context.auth_context().get("x509_pem_cert", ()))

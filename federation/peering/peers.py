@@ -6,7 +6,7 @@ differences after a reconnect. What cannot be believed is refused with a reason 
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import uniform
@@ -17,23 +17,21 @@ from envoy.config.core.v3.base_pb2 import Node
 from federation import names
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
 from federation.etcd.election import Leadership
-from federation.model import ClusterSettings, Freshness, GatewayAddress, Liveness, MemberCluster
+from federation.model import ClusterSettings, Freshness, GatewayAddress, Liveness
 from federation.peering import exports
-from federation.peering.allowance import Allowance, weigh
+from federation.peering.diagnosis import diagnose
 from federation.peering.dialing import PeerUnavailable, open_channel
-from federation.peering.exports import Malformed
 from federation.peering.freshness import is_worth_telling, judge
+from federation.peering.keeping import KINDS, Keeping
 from federation.peering.listening import listen
-from federation.peering.membership import check_membership
-from federation.peering.news import News
+from federation.peering.membership import REVOKED, why_revoked
+from federation.peering.news import News, pass_on
 from federation.peering.offer import INTRODUCTION
-from federation.peering.records import keep_member, write_records
 from federation.peering.replica import Replica
+from federation.peering.trustees import TrustKeeper, issuer_of, own_issuer, spread
 from federation.store import MeshStore
 from federation.xds.client import Received
-from federation.xds.resources import TypeUrl
-from trust.certificates import CertificateRefused
-from trust.issuance import IssuanceRefused, X509Svid
+from trust.issuance import IssuanceRefused
 from trust.spiffe import ClusterName
 
 log = logging.getLogger(__name__)
@@ -45,6 +43,8 @@ _LOOK_EVERY = timedelta(milliseconds=500)
 _MOST_REJECTIONS = 32
 """Of one peer, shown and told to it: a hostile one could invent names without end."""
 _LONGEST_TOLD = 300  # characters of what is shown of a refusal
+_DENIED = "permission denied: "
+_SAYS_REVOKED = _DENIED + REVOKED
 _SHORTEST_LIFE = timedelta(seconds=30)
 """Of a connection, however near the renewal of the certificate it was made with."""
 
@@ -93,25 +93,19 @@ class Peers:
     def __init__(
         self,
         settings: ClusterSettings,
-        member: MemberCluster,
+        keeper: TrustKeeper,
         *,
         store: MeshStore,
         etcd: EtcdClient,
         replica: Replica,
-        identity: Callable[[], X509Svid],
-        trust_bundle: Callable[[], bytes],
     ) -> None:
-        """`identity` gives this control plane's certificate, `trust_bundle` the roots (PEM); asked at each connection.
-
-        `member` is this cluster's own record: it introduces us to the peer.
-        """
+        """`keeper` is asked at each connection: for our certificate, the roots, and the record that introduces us."""
         self._settings = settings
-        self._member = member
+        self._keeper = keeper
         self._store = store
         self._etcd = etcd
         self._replica = replica
-        self._identity = identity
-        self._trust_bundle = trust_bundle
+        self._due = News()  # something that may end a stream
         self._hearings: dict[ClusterName, _Hearing] = {}
 
     def status(self) -> tuple[PeerStatus, ...]:
@@ -125,6 +119,8 @@ class Peers:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(pass_on(self._replica.news, self._due))
+                tasks.create_task(pass_on(self._keeper.news, self._due))
                 snapshot = await self._store.wait_ready()
                 while True:
                     for peer in sorted(snapshot.members.keys() - self._hearings.keys() - {self._settings.name}):
@@ -132,6 +128,7 @@ class Peers:
                         hearing = self._hearings[peer] = _Hearing(now, snapshot.freshness.get(peer))
                         tasks.create_task(self._attend(peer, hearing, leadership))
                         tasks.create_task(self._watch(peer, hearing, leadership))
+                    self._due.tell()
                     snapshot = await self._store.wait_newer(snapshot.revision)
         finally:
             self._hearings.clear()
@@ -141,6 +138,12 @@ class Peers:
         failures = 0
         attempts = 0
         while True:
+            seen = self._due.count
+            if reason := self._why_revoked(peer):
+                hearing.problem = f"not spoken with: {reason}"
+                await self._due.wait_newer(seen)
+                failures = 0
+                continue
             heard_before = hearing.heard_at
             gateways = self._gateways(peer)
             if gateways:
@@ -167,96 +170,75 @@ class Peers:
             hearing.news.tell()
 
         losses = self._replica.losses
+        keeping = Keeping(
+            peer,
+            self._settings,
+            store=self._store,
+            etcd=self._etcd,
+            replica=self._replica,
+            keeper=self._keeper,
+            leadership=leadership,
+        )
         try:
-            held, allowance = await self._held(peer)
-            svid = self._identity()
+            held = await keeping.held()
+            svid = self._keeper.svid()
         except (EtcdUnavailable, EtcdRefused, IssuanceRefused) as error:
             return str(error)
 
         async def keep(received: Received) -> str:
-            return await self._keep(peer, received, hearing=hearing, allowance=allowance, leadership=leadership)
+            return self._note_refused(peer, received, hearing, await keeping.keep(received))
 
         async def ends() -> str:
             lifetime = max(svid.renew_at - datetime.now(UTC), _SHORTEST_LIFE)
-            return await self._reason_to_begin_anew(losses, lifetime)
+            return await self._reason_to_begin_anew(peer, losses, issuer=issuer_of(svid), lifetime=lifetime)
 
+        bundle = self._keeper.bundle_pem()
         try:
             async with open_channel(
-                hearing.gateway,
-                peer=peer,
-                domain=self._settings.domain,
-                svid=svid,
-                trust_bundle=self._trust_bundle(),
+                hearing.gateway, peer=peer, domain=self._settings.domain, svid=svid, trust_bundle=bundle
             ) as channel:
-                return await listen(channel, node=self._node(), held=held, on_sign=heard, keep=keep, ends=ends)
+                problem = await listen(channel, node=self._node(), held=held, on_sign=heard, keep=keep, ends=ends)
         except PeerUnavailable as error:
-            return str(error)
+            why = await diagnose(hearing.gateway, peer, domain=self._settings.domain, trust_bundle=bundle)
+            return why or str(error)
+        if problem.startswith(_SAYS_REVOKED):
+            return f"{peer} says that this cluster is {_printable(problem.removeprefix(_DENIED))}"
+        return problem
 
-    async def _reason_to_begin_anew(self, losses: int, lifetime: timedelta) -> str:
-        """Waits until etcd lost records (then not all is held that the peer believes), or until a time has passed."""
+    async def _reason_to_begin_anew(self, peer: ClusterName, losses: int, *, issuer: bytes, lifetime: timedelta) -> str:
+        """Waits until the stream must end and returns why; empty when only the own certificate is another.
+
+        That is: etcd lost records, and not all is held that the peer believes; the peer is revoked; another authority
+        signs the own certificates; or the one of this stream is due for renewal.
+        """
         try:
             async with asyncio.timeout(lifetime.total_seconds()):
-                while self._replica.losses == losses:
-                    await self._replica.news.wait_newer(self._replica.news.count)
+                while True:
+                    seen = self._due.count
+                    if self._replica.losses != losses:
+                        return "etcd lost data"
+                    if reason := self._why_revoked(peer):
+                        return reason
+                    if own_issuer(self._keeper) != issuer:
+                        await asyncio.sleep(spread())
+                        return ""
+                    await self._due.wait_newer(seen)
         except TimeoutError:
             return ""
-        return "etcd lost data"
+
+    def _why_revoked(self, peer: ClusterName) -> str:
+        return why_revoked(self._store.snapshot.revoked, peer)
 
     def _node(self) -> Node:
         node = Node(id=self._settings.name)
-        node.metadata.update({INTRODUCTION: exports.encode(self._member).decode()})
+        node.metadata.update({INTRODUCTION: exports.encode(self._keeper.own_member()).decode()})
         return node
 
-    async def _held(self, peer: ClusterName) -> tuple[Mapping[TypeUrl, Mapping[str, str]], Allowance]:
-        """Returns the versions that this cluster holds of what `peer` said, in the picture, or only in etcd yet; and
-        what it may have kept besides.
-
-        A name left out here would never be taken back by the peer, so etcd itself is asked: the picture may be behind.
-        """
-        picture = self._store.snapshot
-        offers = {key: exported for (cluster, key), exported in picture.imports.items() if cluster == peer}
-        weights = {
-            names.export_key(peer, key): weigh(exported, size=len(exports.encode(exported)))
-            for key, exported in offers.items()
-        }
-        for item in (await self._etcd.list(names.export_prefix(peer))).items:
-            try:
-                exported = exports.decode_export(item.value)
-            except Malformed:
-                weights[item.key] = weigh(None, size=len(item.value))
-                continue  # not held, so it comes again
-            offers[exported.key] = exported
-            weights[item.key] = weigh(exported, size=len(item.value))
-        members = {
-            str(name): exports.member_resource(msgspec.structs.replace(member, introduced_by="")).version
-            for name, member in picture.members.items()
-            # Of the peer itself hearsay is not enough: it must come again, to be believed.
-            if name != peer or not member.introduced_by
-        }
-        versions = {str(key): exports.export_version(exported) for key, exported in offers.items()}
-        return {TypeUrl.EXPORT: versions, TypeUrl.MEMBER: members}, Allowance(weights.items())
-
-    async def _keep(
-        self,
-        peer: ClusterName,
-        received: Received,
-        *,
-        hearing: _Hearing,
-        allowance: Allowance,
-        leadership: Leadership,
+    def _note_refused(
+        self, peer: ClusterName, received: Received, hearing: _Hearing, refused: Mapping[str, str]
     ) -> str:
-        """Writes what a peer said into etcd and returns what was refused of it, and why.
-
-        The good part of a response that is refused is kept all the same: it is true, and comes again.
-        """
-        match received.type_url:
-            case TypeUrl.EXPORT:
-                refused = await self._keep_exports(peer, received, allowance, leadership)
-            case TypeUrl.MEMBER:
-                refused = await self._keep_members(peer, received, leadership)
-            case _:
-                refused = {}
-        kind = "Export" if received.type_url is TypeUrl.EXPORT else "Member"
+        """Shows what was refused of a response, and returns what the peer is told about it."""
+        kind = KINDS[received.type_url]
         for name in (*(resource.name for resource in received.upserts), *received.removed):
             hearing.rejections.pop(f"{kind} {_printable(name)}", None)
         told = [(f"{kind} {_printable(name)}", _printable(message)) for name, message in refused.items()]
@@ -268,46 +250,6 @@ class Peers:
             log.warning("refused more of what a peer said", extra={"peer": peer, "resources": len(told) - room})
         rest = f"; and {len(told) - _MOST_REJECTIONS} more" if len(told) > _MOST_REJECTIONS else ""
         return "; ".join(f"{resource}: {message}" for resource, message in told[:_MOST_REJECTIONS]) + rest
-
-    async def _keep_exports(
-        self, peer: ClusterName, received: Received, allowance: Allowance, leadership: Leadership
-    ) -> dict[str, str]:
-        puts, refused = {}, {}
-        # Joined to the peer's own prefix, the name of a removal can reach nothing of anybody else.
-        deletes = {names.export_prefix(peer) + name for name in received.removed}
-        deletes = {key for key in deletes if key in allowance}
-        for key in deletes:
-            allowance.drop(key)
-        for resource in received.upserts:
-            try:
-                exported = exports.read_export(resource.name, resource.body, peer)
-            except Malformed as error:
-                refused[resource.name] = str(error)
-                continue
-            key, body = names.export_key(peer, exported.key), exports.encode(exported)
-            if excess := allowance.take(key, weigh(exported, size=len(body))):
-                refused[resource.name] = excess
-            else:
-                puts[key] = body
-        await write_records(self._etcd, leadership.guard, puts=puts, deletes=sorted(deletes - puts.keys()))
-        if puts or deletes:
-            log.info("peer synced", extra={"peer": peer, "written": len(puts), "removed": len(deletes)})
-        return refused
-
-    async def _keep_members(self, peer: ClusterName, received: Received, leadership: Leadership) -> dict[str, str]:
-        refused = {}
-        for resource in received.upserts:
-            try:
-                said = exports.read_member(resource.name, resource.body, peer)
-                if said.introduced_by:
-                    check_membership(said, self._trust_bundle(), domain=self._settings.domain, now=datetime.now(UTC))
-            except (Malformed, CertificateRefused) as error:
-                refused[resource.name] = str(error)
-                continue
-            if said.name != self._settings.name and await keep_member(self._etcd, said, guard=leadership.guard):
-                log.info("member learnt", extra={"member": said.name, "said_by": peer})
-        # Removals are not heeded: nobody takes a member out of the mesh by forgetting it.
-        return refused
 
     async def _watch(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> None:
         """Judges how fresh a peer is, and tells etcd when that is worth a write."""

@@ -1,19 +1,24 @@
-"""Writes into this cluster's etcd what the cluster says of itself, and again what etcd lost. The leader's task."""
+"""Writes into this cluster's etcd what the cluster says of itself, and again what etcd lost. The leader's task.
+
+It also clears away the grants that their addressees have.
+"""
 
 import asyncio
 import logging
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from federation import names
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
 from federation.etcd.election import Leadership
 from federation.peering import exports
 from federation.peering.exports import Malformed
-from federation.peering.news import News
+from federation.peering.news import News, pass_on
 from federation.peering.offer import Offer
-from federation.peering.records import write_records
+from federation.peering.records import encode_revocation, write_records
 from federation.peering.replica import Replica
+from federation.peering.trust_records import delivered_grants
+from federation.peering.trustees import TrustKeeper
 from federation.store import MeshStore
 
 log = logging.getLogger(__name__)
@@ -26,7 +31,10 @@ _RETRY = timedelta(seconds=1)
 class Publisher:
     """Keeps the own member record and the own exports in etcd equal to what is offered."""
 
-    def __init__(self, store: MeshStore, etcd: EtcdClient, *, replica: Replica, offer: Offer) -> None:
+    def __init__(
+        self, keeper: TrustKeeper, *, store: MeshStore, etcd: EtcdClient, replica: Replica, offer: Offer
+    ) -> None:
+        self._keeper = keeper
         self._store = store
         self._etcd = etcd
         self._replica = replica
@@ -36,8 +44,9 @@ class Publisher:
         """Publishes for ever; to be cancelled when leadership is lost. Raises Fenced when it was lost unnoticed."""
         due = News()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_pass_on(self._offer.news, due))
-            tasks.create_task(_pass_on(self._replica.news, due))
+            tasks.create_task(pass_on(self._offer.news, due))
+            tasks.create_task(pass_on(self._replica.news, due))
+            tasks.create_task(pass_on(self._keeper.news, due))
             tasks.create_task(self._publish(leadership, due))
 
     async def _publish(self, leadership: Leadership, due: News) -> None:
@@ -58,8 +67,9 @@ class Publisher:
         records = self._replica.records
         wanted = self._wanted()
         puts = {key: body for key, body in wanted.items() if not _says_the_same(key, records.get(key), body)}
-        own = names.export_prefix(self._offer.member.name)
+        own = names.export_prefix(self._keeper.own_member().name)
         deletes = [key for key in records if key.startswith(own) and key not in wanted]
+        deletes += delivered_grants(records, now=datetime.now(UTC))
         if not puts and not deletes:
             return
         losses = self._replica.losses
@@ -73,7 +83,7 @@ class Publisher:
             log.warning("etcd copy is late", extra={"wrote_revision": revision, "has_revision": self._replica.revision})
 
     def _wanted(self) -> Mapping[str, bytes]:
-        member, offers = self._offer.member, self._offer.exports
+        member, offers = self._keeper.own_member(), self._offer.exports
         wanted = {names.member_key(member.name): exports.encode(member)}
         for key, exported in offers.items():
             wanted[names.export_key(member.name, key)] = exports.encode(exported)
@@ -81,7 +91,7 @@ class Publisher:
 
     def _lost(self) -> dict[str, bytes]:
         """Returns the records of the picture that etcd does not hold: it lost them (see `replica`)."""
-        picture, records, own = self._store.snapshot, self._replica.records, self._offer.member.name
+        picture, records, own = self._store.snapshot, self._replica.records, self._keeper.own_member().name
         lost = {
             names.member_key(name): exports.encode(member)
             for name, member in picture.members.items()
@@ -90,6 +100,9 @@ class Publisher:
         for (cluster, key), imported in picture.imports.items():
             if names.export_key(cluster, key) not in records:
                 lost[names.export_key(cluster, key)] = exports.encode(imported)
+        for subject, revocation in picture.revocations.items():
+            if names.revocation_key(subject) not in records:
+                lost[names.revocation_key(subject)] = encode_revocation(revocation)
         return lost
 
 
@@ -106,10 +119,3 @@ def _says_the_same(key: str, held: bytes | None, body: bytes) -> bool:
             return len(versions) == 1
         case _:
             return False
-
-
-async def _pass_on(source: News, target: News) -> None:
-    seen = source.count
-    while True:
-        seen = await source.wait_newer(seen)
-        target.tell()

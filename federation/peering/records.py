@@ -1,12 +1,17 @@
-"""The records of members, exports and freshness in etcd: where each belongs in the picture, and how many are written.
+"""The shared records in etcd: where each belongs in the picture, and how many are written.
 
 members/<cluster>                      a MemberCluster          picture: members
 exports/<cluster>/<namespace>/<name>   an ExportedService       picture: imports, if it is of another cluster
 freshness/<cluster>                    a Freshness              picture: freshness
+revocations/<subject>                  a Revocation             picture: revocations, those of the own admin
+trust/statements/<cluster>             a HeardStatement         none (see trust_records)
+trust/grants/<cluster>                 a Grant                  none
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from federation import names
 from federation.etcd import (
@@ -26,6 +31,7 @@ from federation.model import MemberCluster
 from federation.peering import exports
 from federation.peering.exports import Malformed
 from federation.snapshot import Section
+from trust.bundle import BundleRefused, Revocation, parse_subject
 from trust.spiffe import ClusterName, InvalidName
 
 _MAX_OPERATIONS = 100  # etcd takes 128 in a transaction
@@ -35,7 +41,7 @@ _ATTEMPTS = 5  # of writing a record that another replica writes at the same mom
 
 
 class Place(NamedTuple):
-    """Where a record belongs in the picture: the key of its value there."""
+    """Where a record belongs in the picture: the key of its value there. `cluster` is empty for none of a cluster."""
 
     section: Section
     cluster: ClusterName
@@ -44,6 +50,8 @@ class Place(NamedTuple):
 
 def place_of(key: str) -> Place | None:
     """Returns the place of an etcd key; None for keys that are no such records."""
+    if key.startswith(names.REVOCATIONS_PREFIX):
+        return Place(Section.REVOCATIONS, ClusterName(""), key.removeprefix(names.REVOCATIONS_PREFIX))
     try:
         parsed = names.parse_etcd_key(key)
     except InvalidName:
@@ -61,6 +69,8 @@ def place_of(key: str) -> Place | None:
 
 def read_record(key: str, body: bytes) -> object:
     """Returns the value of the record under `key`, which must be about what the key names; raises Malformed."""
+    if key.startswith(names.REVOCATIONS_PREFIX):
+        return _read_revocation(key, body)
     match names.parse_etcd_key(key):
         case ("members", cluster, None):
             member = exports.decode_member(body)
@@ -112,6 +122,22 @@ async def keep_member(etcd: EtcdClient, said: MemberCluster, *, guard: Guard | N
         if guard is not None and not _holds(guard, outcome.found[0]):
             raise Fenced(f"somebody else leads: {guard.key} was written by another")
     raise EtcdUnavailable(f"{key} is written by others all the time")
+
+
+def encode_revocation(revocation: Revocation) -> bytes:
+    """Prints the record of a revocation that this cluster decided on."""
+    return msgspec.json.encode(revocation)
+
+
+def _read_revocation(key: str, body: bytes) -> Revocation:
+    try:
+        revocation = msgspec.json.decode(body, type=Revocation)
+        parse_subject(revocation.subject)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, BundleRefused) as error:
+        raise Malformed(str(error)) from error
+    if names.revocation_key(revocation.subject) != key:
+        raise Malformed(f"the record is about {revocation.subject!r}")
+    return revocation
 
 
 def _member_or_nothing(held: KeyValue | None) -> MemberCluster | None:

@@ -17,6 +17,7 @@ from federation.model import ClusterSettings, ExportedService, Finding
 from federation.peering.exports import Malformed
 from federation.peering.news import News
 from federation.peering.records import Place, place_of, read_record
+from federation.peering.trust_records import is_trust_record
 from federation.snapshot import Change, Replace, Section
 from federation.store import MeshStore
 
@@ -25,13 +26,13 @@ log = logging.getLogger(__name__)
 ORIGIN = "etcd"
 """Name under which the store waits for the first listing."""
 
-_SECTIONS = (Section.MEMBERS, Section.IMPORTS, Section.FRESHNESS)
+_SECTIONS = (Section.MEMBERS, Section.IMPORTS, Section.FRESHNESS, Section.REVOCATIONS)
 _WHERE = "etcd "
 """Begins the place of a finding about a record: the key follows."""
 
 
 class Replica:
-    """Follows members, imports and freshness in etcd and applies them to the store."""
+    """Follows the shared records in etcd and applies to the store what belongs into the picture."""
 
     def __init__(self, settings: ClusterSettings, store: MeshStore) -> None:
         self._settings = settings
@@ -43,7 +44,8 @@ class Replica:
 
     @property
     def records(self) -> Mapping[str, bytes]:
-        """What etcd holds, by key: members, freshness, and exports, those of this cluster too."""
+        """What etcd holds, by key: members, freshness, exports (those of this cluster too), revocations, statements
+        and grants. `news` tells when it changed."""
         return MappingProxyType(self._records)
 
     @property
@@ -64,16 +66,18 @@ class Replica:
                     case Listing():
                         self._relist(item)
                         self._store.mark_listed(ORIGIN)
+                        self.news.tell()
                     case Event():
                         self._follow(item)
-                self.news.tell()
+                        if _is_ours(item.key):  # what proxies acknowledge comes in the same stream, and is much
+                            self.news.tell()
 
     def _relist(self, listing: Listing) -> None:
         if listing.is_after_loss:
             self._losses += 1
             log.warning("etcd lost data", extra={"had_revision": self._revision, "has_revision": listing.revision})
         self._revision = listing.revision
-        self._records = {item.key: item.value for item in listing.items if place_of(item.key) is not None}
+        self._records = {item.key: item.value for item in listing.items if _is_ours(item.key)}
         before = self._store.snapshot
         known: dict[Section, Mapping[Any, Any]] = {section: getattr(before, section.value) for section in _SECTIONS}
         values = {section: dict(known[section]) if listing.is_after_loss else {} for section in _SECTIONS}
@@ -99,7 +103,7 @@ class Replica:
 
     def _follow(self, event: Event) -> None:
         self._revision = event.revision
-        if place_of(event.key) is None:
+        if not _is_ours(event.key):
             return
         if event.item is None:
             self._records.pop(event.key, None)
@@ -127,6 +131,10 @@ class Replica:
         if place is None or (place.section is not Section.MEMBERS and place.cluster == self._settings.name):
             return None
         return place
+
+
+def _is_ours(key: str) -> bool:
+    return is_trust_record(key) or place_of(key) is not None
 
 
 def _finding(key: str, error: Malformed) -> Finding:

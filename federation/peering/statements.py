@@ -1,7 +1,7 @@
 """Sums up what the proxies of this cluster acknowledged, for the other members and for people. Pure."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import msgspec
 
@@ -49,10 +49,7 @@ def make_statement(
     late = counted.keys() - (trusting & renewed & enforcing)
     waiting = [
         *(Waiting(node[:_LONGEST_WORD], "is connected, and nothing is noted of it yet") for node in silent),
-        *(
-            Waiting(node[:_LONGEST_WORD], _reason(counted[node], is_here=node in connected, now=now))
-            for node in sorted(late)
-        ),
+        *(Waiting(node[:_LONGEST_WORD], _reason(counted[node], is_here=node in connected)) for node in sorted(late)),
     ]
     is_enforced = not silent and len(enforcing) == len(counted)
     moments = [record.revoked_at for record in counted.values() if record.revoked_at] or [one.at for one in revoked]
@@ -87,22 +84,14 @@ def _identity(cluster: ClusterName, text: str) -> Identity:
     return Identity(cluster, Namespace(namespace), ServiceAccount(account))
 
 
-def _reason(record: ProxyTrust, *, is_here: bool, now: datetime) -> str:
+def _reason(record: ProxyTrust, *, is_here: bool) -> str:
     if record.lost is not None and not is_here:
         lost = f"not connected since {record.lost:%Y-%m-%d %H:%M} UTC"
-        return f"{lost}; its certificate expires {_span(record.expires - now)}" if record.expires else lost
+        # A moment and no span: what is said stays the same while nothing happens.
+        return f"{lost}; its certificate expires at {record.expires:%Y-%m-%d %H:%M} UTC" if record.expires else lost
     if record.problem:
         return record.problem[:_LONGEST_WORD]
     return f"has not answered since {record.at:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _span(left: timedelta) -> str:
-    seconds = left.total_seconds()
-    if seconds <= 0:
-        return "now"
-    if seconds < 120:
-        return f"in {seconds:.0f} s"
-    return f"in {seconds / 60:.0f} min" if seconds < 7200 else f"in {seconds / 3600:.0f} h"
 
 
 def _fitting(statement: TrustStatement) -> TrustStatement:

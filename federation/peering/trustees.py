@@ -3,7 +3,8 @@
 The keeper decides what is believed. Here only its shape stands, so that federation knows no data directory and no key.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from random import uniform
 from typing import Annotated, Protocol
 
 import msgspec
@@ -11,10 +12,13 @@ import msgspec
 from federation.model import MemberCluster
 from federation.peering.news import News
 from trust.bundle import TrustBundle
-from trust.issuance import X509Svid
+from trust.issuance import IssuanceRefused, X509Svid
 from trust.joining import Grant
 from trust.spiffe import ClusterName
 from trust.statements import TrustStatement
+
+_END = b"-----END CERTIFICATE-----"
+_SPREAD = timedelta(seconds=2)
 
 
 class HeardStatement(msgspec.Struct, frozen=True):
@@ -60,3 +64,21 @@ class TrustKeeper(Protocol):
 
     async def pass_on(self, grant: Grant) -> str:
         """Keeps a grant for another member in etcd until that one has it (see `trust_records.keep_grant`)."""
+
+
+def issuer_of(svid: X509Svid) -> bytes:
+    """Returns the certificate (PEM) that signed a leaf: a connection is made anew when it is another."""
+    return svid.certificate_chain_pem.partition(_END)[2].strip()
+
+
+def own_issuer(keeper: TrustKeeper) -> bytes:
+    """Returns the certificate (PEM) that signed the one of this control plane; empty while there is none."""
+    try:
+        return issuer_of(keeper.svid())
+    except IssuanceRefused:
+        return b""
+
+
+def spread() -> float:
+    """Returns how many seconds to wait before a connection is made anew: not all of them at one moment."""
+    return uniform(0, _SPREAD.total_seconds())  # noqa: S311 - no secret

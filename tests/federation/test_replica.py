@@ -31,13 +31,15 @@ from federation.model import (
     ServicePort,
 )
 from federation.peering import exports
-from federation.peering.exports import export_version, own_member
+from federation.peering.exports import export_version
 from federation.peering.offer import Offer
 from federation.peering.publisher import Publisher
 from federation.peering.replica import ORIGIN, Replica
 from federation.snapshot import Change, Section
 from federation.store import MeshStore
 from tests.support.etcd import Etcd, start_etcd
+from tests.support.trust import make_issuers
+from tests.support.trustees import KeeperUnderTest
 from tests.support.waiting import eventually
 from trust.spiffe import ClusterName, MeshDomain, Namespace, ServiceAccount
 
@@ -68,8 +70,10 @@ class Control:
         self.client = client
         self.store = MeshStore(frozenset({"source", ORIGIN}))
         self.replica = Replica(SETTINGS, self.store)
-        self.offer = Offer(SETTINGS, own_member(SETTINGS), store=self.store, etcd=client, replica=self.replica)
-        self.publisher = Publisher(self.store, client, replica=self.replica, offer=self.offer)
+        issuer = make_issuers(EAST, now=datetime.now(UTC))[EAST]
+        self.keeper = KeeperUnderTest(SETTINGS, issuer, store=self.store, etcd=client, replica=self.replica)
+        self.offer = Offer(SETTINGS, self.keeper, store=self.store, etcd=client, replica=self.replica)
+        self.publisher = Publisher(self.keeper, store=self.store, etcd=client, replica=self.replica, offer=self.offer)
 
 
 @asynccontextmanager
@@ -177,7 +181,7 @@ async def test_the_leader_publishes_itself_and_its_exports(etcd: Etcd) -> None:
         assert exported == running.offer.exports[CART]
         assert exported.ports == (ServicePort(80, Protocol.HTTP),)
         await eventually(lambda: EAST in running.store.snapshot.members)
-        assert running.store.snapshot.members[EAST] == own_member(SETTINGS)
+        assert running.store.snapshot.members[EAST] == running.keeper.own_member()
         running.store.apply(cart(ready=False))
         await eventually(lambda: (found := own_export(running)) is not None and found.endpoints == ())
         running.store.apply([Change(Section.EXPORTS, CART, None)])
