@@ -8,6 +8,8 @@ that it belongs to or the `pkcs11:` URI of a token, which is remembered in that 
 
 import contextlib
 import re
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +23,8 @@ from trust.refusals import Refusal
 
 _LONGEST_PASSPHRASE = 1023  # bytes; PKCS#8 encryption of the library takes no more
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_ATTEMPTS = 8
+_LONGEST_PAUSE = 200  # milliseconds
 _SUFFIX = "-key.pem"
 _WHERE = "keys-in"
 
@@ -81,16 +85,18 @@ def open_custody(where: str, *, directory: Path, passphrase: bytes | None = None
 
 
 def load_or_create(custody: Custody, name: str) -> ec.EllipticCurvePrivateKey:
-    """Returns the key `name`, made when there is none; of several that call at once all get one key.
+    """Returns the key `name`, made when there is none; all that call at once, in whatever process, get one key.
 
     Raises CustodyRefused.
     """
-    with contextlib.suppress(KeyMissing):
-        return custody.load(name)
-    try:
-        return custody.create(name)
-    except KeyExists:
-        return custody.load(name)
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(KeyMissing):
+            return custody.load(name)
+        with contextlib.suppress(KeyExists):
+            return custody.create(name)
+        # Of several that make a key in a token at once all may have given way: not in step again.
+        time.sleep(secrets.randbelow(_LONGEST_PAUSE) / 1000)
+    return custody.load(name)
 
 
 def remember(directory: Path, where: str) -> None:

@@ -107,7 +107,8 @@ class Pkcs11Custody:
         """Returns the signature (DER) of a SHA-256 by the key `name`, which is `public`. Raises CustodyRefused."""
 
         def sign(session: Session) -> bytes:
-            private, found = self._pair(session, name)
+            known = self._known.get(name)
+            private, found = known[1:] if known is not None and known[0] is session else self._pair(session, name)
             if found != public:
                 message = f"the key {name} in {self._token} is not the one that it was"
                 raise CustodyRefused(message, "put the token back that was there, or start again")
@@ -124,9 +125,6 @@ class Pkcs11Custody:
         return self._token.ask(sign)
 
     def _pair(self, session: Session, name: str) -> tuple[SignMixin, ec.EllipticCurvePublicKey]:
-        known = self._known.get(name)
-        if known is not None and known[0] is session:
-            return known[1], known[2]
         found = self._objects(session, ObjectClass.PRIVATE_KEY, name)
         if not found:
             raise KeyMissing(f"there is no key {name} in {self._token}", "check the URI: token=, object=")
