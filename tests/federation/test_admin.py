@@ -15,7 +15,12 @@ from federation.admin import admin_app
 from federation.reports import ErrorReport
 
 TOKEN = "the-token-of-this-test"
-READS = ("status", "clusters", "services", "proxies", "member", "join-request")
+READS = ("status", "clusters", "services", "proxies", "member", "join-request", "tokens", "trust", "revocations")
+CHANGES = ("tokens", "join", "join-request", "trust/documents", "revocations")
+ASYNC = (
+    *("join_request", "join", "tokens", "create_token", "revoke_token"),
+    *("take_documents", "revoke", "restore"),
+)
 
 
 class Backend:
@@ -24,9 +29,11 @@ class Backend:
     is_ready = True
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("join_request", "join", "create_token"):
+        if name in ASYNC:
 
-            async def answer(*_: object, **__: object) -> dict[str, str]:
+            async def answer(*given: object, **more: object) -> dict[str, str]:
+                if name == "restore":
+                    return {"subject": str(given[0]), "asked_by": str(more["asked_by"])}
                 return {"secret": name}
 
             return answer
@@ -73,9 +80,26 @@ async def test_no_spelling_of_a_path_leads_around_the_token(url: str, path: str)
     assert b"secret" not in body
 
 
-@pytest.mark.parametrize("path", ["/v1/tokens", "/v1/join", "/v1/join-request"])
+@pytest.mark.parametrize("path", [f"/v1/{name}" for name in CHANGES])
 async def test_nobody_changes_anything_without_the_token(url: str, path: str) -> None:
     assert (await ask(url + path, method="POST", body=b"{}"))[0] == 401
+    assert (await ask(url + path + "/west", method="DELETE"))[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("written", "subject"),
+    [
+        ("west", "west"),
+        ("shop/cart", "shop/cart"),
+        ("shop/cart@west", "shop/cart@west"),
+        ("shop%2Fcart%40west", "shop/cart@west"),
+    ],
+)
+async def test_a_revocation_is_undone_by_its_subject(url: str, written: str, subject: str) -> None:
+    status, body = await ask(f"{url}/v1/revocations/{written}", method="DELETE", token=f"Bearer {TOKEN}".encode())
+    answer = msgspec.json.decode(body)
+    assert (status, answer["subject"]) == (200, subject)
+    assert answer["asked_by"].startswith("admin at 127.")
 
 
 async def test_a_token_that_is_no_text_is_refused(url: str) -> None:
@@ -89,7 +113,7 @@ async def test_a_token_that_is_no_text_is_refused(url: str) -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("path", ["/v1/tokens", "/v1/join"])
+@pytest.mark.parametrize("path", ["/v1/tokens", "/v1/join", "/v1/trust/documents", "/v1/revocations"])
 @pytest.mark.parametrize("body", [b"", b"[", b'{"x":' + b"[" * 200_000, b'{"namespace":"\xff"}', b"\xff"])
 async def test_a_body_that_makes_no_sense_is_refused(url: str, path: str, body: bytes) -> None:
     status, answer = await ask(url + path, method="POST", body=body, token=f"Bearer {TOKEN}".encode())
@@ -98,5 +122,5 @@ async def test_a_body_that_makes_no_sense_is_refused(url: str, path: str, body: 
 
 
 async def test_a_body_without_end_is_refused(url: str) -> None:
-    body = b" " * (2 << 20)
+    body = b" " * (5 << 20)
     assert (await ask(url + "/v1/join", method="POST", body=body, token=f"Bearer {TOKEN}".encode()))[0] == 413
