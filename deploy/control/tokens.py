@@ -257,6 +257,9 @@ class Tokens:
             self._remember(_Known.of(item))
         if listing.is_after_loss:
             await self._repair(before)
+        else:  # what was written here since that revision comes as an event
+            newer = {reference: known for reference, known in before.items() if known.revision > listing.revision}
+            self._known = newer | self._known
         for reference in before.keys() - self._known.keys():
             self._note_revoked(reference)
             self._wake(reference)
