@@ -41,6 +41,10 @@ class KeyExists(CustodyRefused):
     """There is such a key already."""
 
 
+class KeyAmbiguous(CustodyRefused):
+    """There are several keys of one name: they are being made just now, or somebody put them there."""
+
+
 class Custody(Protocol):
     """Keeps the CA keys of one authority, by name: lower-case letters, digits and hyphens, 1 to 63 of them.
 
@@ -85,12 +89,12 @@ def open_custody(where: str, *, directory: Path, passphrase: bytes | None = None
 
 
 def load_or_create(custody: Custody, name: str) -> ec.EllipticCurvePrivateKey:
-    """Returns the key `name`, made when there is none; all that call at once, in whatever process, get one key.
+    """Returns the key `name`, made when there is none; all that call at once get one key. Raises CustodyRefused.
 
-    Raises CustodyRefused.
+    That holds for all processes; with a token, for those that hold one lock (`Pkcs11Custody.create`).
     """
     for _ in range(_ATTEMPTS):
-        with contextlib.suppress(KeyMissing):
+        with contextlib.suppress(KeyMissing, KeyAmbiguous):
             return custody.load(name)
         with contextlib.suppress(KeyExists):
             return custody.create(name)

@@ -18,7 +18,7 @@ from pkcs11 import Attribute, DeviceError, KeyType, Mechanism, MechanismFlag, Ob
 from pkcs11.types import Object, PublicKey, Session, SignMixin
 from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
 
-from trust.custody import CustodyRefused, KeyExists, KeyMissing, check_name, is_name
+from trust.custody import CustodyRefused, KeyAmbiguous, KeyExists, KeyMissing, check_name, is_name
 from trust.pkcs11_uri import UriRefused, parse_token_uri, print_token_uri
 from trust.token_session import TokenSession
 
@@ -60,8 +60,8 @@ class Pkcs11Custody:
     def create(self, name: str) -> ec.EllipticCurvePrivateKey:
         """Makes a key in the token; never beside another one of that name. Raises CustodyRefused.
 
-        A token does not keep names unique. Of several that make one key at once at most one succeeds: each looks again
-        after it has made its own, and takes it back when it is not alone.
+        A token does not keep names unique, and processes may see each other's keys late: those that share a ring hold a
+        lock while they make keys, as `root` and `enrolment` do. Two keys of one name are noticed, here or by `load`.
         """
         check_name(name)
         mark = secrets.token_bytes(_ID_BYTES)
@@ -75,7 +75,7 @@ class Pkcs11Custody:
                 if len(self._objects(writing, ObjectClass.PRIVATE_KEY, name)) > 1:
                     _remove(self._objects(writing, None, name, mark))
                     self._refuse_taken(name)
-            return self._pair(session, name)[1]
+            return self._pair(session, name, mark)[1]
 
         return TokenKey(self, name, self._token.ask(create))
 
@@ -124,13 +124,15 @@ class Pkcs11Custody:
 
         return self._token.ask(sign)
 
-    def _pair(self, session: Session, name: str) -> tuple[SignMixin, ec.EllipticCurvePublicKey]:
-        found = self._objects(session, ObjectClass.PRIVATE_KEY, name)
+    def _pair(
+        self, session: Session, name: str, mark: bytes | None = None
+    ) -> tuple[SignMixin, ec.EllipticCurvePublicKey]:
+        found = self._objects(session, ObjectClass.PRIVATE_KEY, name, mark)
         if not found:
             raise KeyMissing(f"there is no key {name} in {self._token}", "check the URI: token=, object=")
         if len(found) > 1:
             message = f"there are {len(found)} keys labelled {self._uri.label(name)} in {self._token}"
-            raise CustodyRefused(message, "remove all but the right one with the token's own tool")
+            raise KeyAmbiguous(message, "remove all but the right one with the token's own tool")
         private = found[0]
         if not private[Attribute.SENSITIVE] or private[Attribute.EXTRACTABLE]:
             message = f"the key {name} in {self._token} may leave the token"

@@ -264,19 +264,27 @@ def test_without_the_library_the_extra_is_named(tmp_path: Path) -> None:
     assert "isthmus[pkcs11]" in done.stdout
 
 
-def test_processes_that_ask_for_a_key_at_once_get_one(hsm: SoftHsm, token: SoftToken, tmp_path: Path) -> None:
+def test_processes_that_hold_a_lock_while_they_make_keys_get_one(
+    hsm: SoftHsm, token: SoftToken, tmp_path: Path
+) -> None:
+    """As replicas of a control plane do, that share a data directory."""
     program = (
         "import sys; from pathlib import Path\n"
+        "from trust import files\n"
         "from trust.certificates import key_fingerprint\n"
         "from trust.custody import load_or_create, open_custody\n"
-        "ring = open_custody(sys.argv[1], directory=Path('x'))\n"
+        "directory = Path(sys.argv[2])\n"
+        "ring = open_custody(sys.argv[1], directory=directory)\n"
         "ring.names()\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "for name in ('ca-1', 'ca-2', 'ca-3'): print(key_fingerprint(load_or_create(ring, name).public_key()))\n"
+        "for number in range(5):\n"
+        "    with files.locked(directory): key = load_or_create(ring, f'ca-{number}')\n"
+        "    print(key_fingerprint(key.public_key()))\n"
     )
+    tmp_path.chmod(0o700)
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", program, token.uri()],
+            [sys.executable, "-c", program, token.uri(), str(tmp_path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -296,10 +304,9 @@ def test_processes_that_ask_for_a_key_at_once_get_one(hsm: SoftHsm, token: SoftT
     finally:
         for one in started:
             one.kill()
-    assert len(answers) == 1
     mine = Pkcs11Custody(token.uri())
-    assert mine.names() == ("ca-1", "ca-2", "ca-3")
     assert answers == {"".join(f"{key_fingerprint(mine.load(name).public_key())}\n" for name in mine.names())}
+    assert mine.names() == tuple(f"ca-{number}" for number in range(5))
 
 
 def test_the_ring_of_an_authority_is_remembered_by_its_uri(token: SoftToken, tmp_path: Path) -> None:
