@@ -1,13 +1,11 @@
 """Whom a cluster talks to and what it believes: real handshakes, and peers that lie."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import grpc
 import msgspec
 import pytest
 from envoy.config.core.v3.base_pb2 import Node
@@ -28,28 +26,24 @@ from federation.model import (
 from federation.peering import exports
 from federation.peering.allowance import MOST_PORTS
 from federation.peering.dialing import open_channel
-from federation.peering.exports import Beat
 from federation.peering.listening import listen
-from federation.peering.news import News
-from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE, INTRODUCTION
+from federation.peering.offer import INTRODUCTION
 from federation.xds.client import Received
-from federation.xds.protocol import DeltaStream, Order
 from federation.xds.resources import Resource, ResourceSet, TypeUrl, make_resource
-from federation.xds.server import ServicerContext, delta_handler, read_first, serve_stream
 from tests.support.federation import (
     CART,
     SHOP,
     ClusterUnderTest,
     exported_service,
     pod,
-    serve,
     start_cluster,
 )
-from tests.support.trust import DOMAIN, EAST, WEST, make_authorities
+from tests.support.lying_peer import start_liar
+from tests.support.trust import DOMAIN, EAST, WEST, make_authorities, make_issuer
 from tests.support.waiting import eventually
-from trust.authority import Intermediate
 from trust.certificates import certificate_pem, key_pem, make_leaf, new_key
-from trust.issuance import Issuer, X509Svid
+from trust.enrolment import Intermediate
+from trust.issuance import X509Svid
 from trust.spiffe import (
     CONTROL_ACCOUNT,
     ClusterName,
@@ -74,12 +68,12 @@ def authorities() -> Authorities:
 
 @pytest.fixture
 async def east(tmp_path: Path, authorities: Authorities) -> AsyncIterator[ClusterUnderTest]:
-    async with start_cluster(tmp_path, Issuer(authorities[EAST])) as cluster:
+    async with start_cluster(tmp_path, make_issuer(authorities[EAST])) as cluster:
         yield cluster
 
 
 def issue(authorities: Authorities, whose: Identity) -> X509Svid:
-    return Issuer(authorities[whose.cluster]).issue(whose, now=datetime.now(UTC))
+    return make_issuer(authorities[whose.cluster]).issue(whose, now=datetime.now(UTC))
 
 
 def forge(authorities: Authorities, whose: Identity, *, signed_by: ClusterName) -> X509Svid:
@@ -99,57 +93,6 @@ def forge(authorities: Authorities, whose: Identity, *, signed_by: ClusterName) 
     return msgspec.structs.replace(issue(authorities, whose), certificate_chain_pem=chain, key_pem=key_pem(key))
 
 
-class LyingPeer:
-    """A control plane of west that says whatever it is told to say."""
-
-    def __init__(self) -> None:
-        self.says: ResourceSet = {}
-        self.news = News()
-        self.streams: list[DeltaStream] = []
-
-    @property
-    def handler(self) -> grpc.GenericRpcHandler:
-        return delta_handler(FEDERATION_SERVICE, FEDERATION_METHOD, self._serve)
-
-    def say(self, *, exported: Mapping[str, bytes], members: Mapping[str, bytes], beat: int = 1) -> None:
-        self.says = {
-            TypeUrl.EXPORT: _resources(exported),
-            TypeUrl.MEMBER: _resources(members),
-            TypeUrl.BEAT: _resources({WEST: exports.encode(Beat(WEST, beat))}),
-        }
-        self.news.tell()
-
-    def refused(self) -> set[str]:
-        return {name for stream in self.streams for _, name in stream.rejections}
-
-    async def _serve(self, context: ServicerContext) -> None:
-        stream = DeltaStream(Order.NONE)
-        self.streams.append(stream)
-        await serve_stream(context, await read_first(context), stream=stream, feed=self._feed())
-
-    async def _feed(self) -> AsyncIterator[ResourceSet]:
-        while True:
-            seen = self.news.count
-            yield self.says
-            await self.news.wait_newer(seen)
-
-
-def _resources(bodies: Mapping[str, bytes]) -> Mapping[str, Resource]:
-    return {name: make_resource(name, body) for name, body in bodies.items()}
-
-
-async def start_liar(
-    stack: AsyncExitStack, authorities: Authorities, svid: X509Svid
-) -> tuple[LyingPeer, MemberCluster]:
-    """Serves lies with the certificate `svid`, and returns what a newcomer would be told of west."""
-    address = f"127.107.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
-    liar = LyingPeer()
-    await stack.enter_async_context(
-        serve((address, FEDERATION_PORT), liar.handler, svid, issuer=Issuer(authorities[WEST]))
-    )
-    return liar, MemberCluster(WEST, NetworkName("west"), "us", (GatewayAddress(address, FEDERATION_PORT),))
-
-
 def truth(name: str = "cart", *, cluster: ClusterName = WEST, address: str = "10.0.0.2") -> bytes:
     return exports.encode(
         ExportedService(
@@ -166,7 +109,7 @@ async def test_lies_are_refused_and_shown_and_the_truth_beside_them_is_kept(
     east: ClusterUnderTest, authorities: Authorities
 ) -> None:
     async with AsyncExitStack() as stack:
-        liar, west = await start_liar(stack, authorities, issue(authorities, control_identity(WEST)))
+        liar, west = await start_liar(stack, make_issuer(authorities[WEST]), issue(authorities, control_identity(WEST)))
         control = await stack.enter_async_context(east.control(*exported_service()))
         lies = {
             "shop/pay": truth("pay", cluster=SOUTH),
@@ -200,11 +143,11 @@ async def test_removals_reach_only_what_the_peer_itself_offers(
     east: ClusterUnderTest, authorities: Authorities
 ) -> None:
     async with AsyncExitStack() as stack:
-        liar, west = await start_liar(stack, authorities, issue(authorities, control_identity(WEST)))
+        liar, west = await start_liar(stack, make_issuer(authorities[WEST]), issue(authorities, control_identity(WEST)))
         control = await stack.enter_async_context(east.control(*exported_service()))
         await control.client.put(names.export_key(SOUTH, CART), truth(cluster=SOUTH))
         members = {"west": exports.encode(west)}
-        proof = Issuer(authorities[SOUTH]).intermediate_pem.decode()
+        proof = make_issuer(authorities[SOUTH]).intermediate_pem.decode()
         south = msgspec.structs.replace(west, name=SOUTH, gateways=(), certificate=proof)
         liar.say(exported={"shop/cart": truth()}, members=members | {"south": exports.encode(south)})
         await control.introduce(west)
@@ -218,13 +161,13 @@ async def test_removals_reach_only_what_the_peer_itself_offers(
 async def test_nobody_can_invent_a_member(east: ClusterUnderTest, authorities: Authorities) -> None:
     strangers = make_authorities(SOUTH, now=datetime.now(UTC))
     async with AsyncExitStack() as stack:
-        liar, west = await start_liar(stack, authorities, issue(authorities, control_identity(WEST)))
+        liar, west = await start_liar(stack, make_issuer(authorities[WEST]), issue(authorities, control_identity(WEST)))
         control = await stack.enter_async_context(east.control(*exported_service()))
         proofs = {
             "north": "",
             "torn": "-----BEGIN CERTIFICATE-----\n",
-            "disguised": Issuer(authorities[WEST]).intermediate_pem.decode(),
-            "south": Issuer(strangers[SOUTH]).intermediate_pem.decode(),
+            "disguised": make_issuer(authorities[WEST]).intermediate_pem.decode(),
+            "south": make_issuer(strangers[SOUTH]).intermediate_pem.decode(),
         }
         lies = {
             name: exports.encode(msgspec.structs.replace(west, name=ClusterName(name), certificate=proof))
@@ -251,7 +194,7 @@ async def test_a_peer_has_no_more_kept_than_it_may(east: ClusterUnderTest, autho
         for n in range(fitting + 40)
     }
     async with AsyncExitStack() as stack:
-        liar, west = await start_liar(stack, authorities, issue(authorities, control_identity(WEST)))
+        liar, west = await start_liar(stack, make_issuer(authorities[WEST]), issue(authorities, control_identity(WEST)))
         control = await stack.enter_async_context(east.control(*exported_service()))
         liar.say(exported=many, members={})
         await control.introduce(west)
@@ -282,7 +225,7 @@ async def test_a_peer_cannot_have_anything_remembered_that_is_not_kept(
     east: ClusterUnderTest, authorities: Authorities, says: ResourceSet, problem: str
 ) -> None:
     async with AsyncExitStack() as stack:
-        liar, west = await start_liar(stack, authorities, issue(authorities, control_identity(WEST)))
+        liar, west = await start_liar(stack, make_issuer(authorities[WEST]), issue(authorities, control_identity(WEST)))
         liar.says = says
         control = await stack.enter_async_context(east.control(*exported_service()))
         await control.introduce(west)
@@ -304,7 +247,7 @@ async def test_nobody_but_the_control_plane_of_a_peer_is_listened_to(
         case _:
             svid = forge(authorities, control_identity(WEST), signed_by=SOUTH)
     async with AsyncExitStack() as stack:
-        liar, west = await start_liar(stack, authorities, svid)
+        liar, west = await start_liar(stack, make_issuer(authorities[WEST]), svid)
         liar.say(exported={"shop/cart": truth()}, members={})
         control = await stack.enter_async_context(east.control(*exported_service()))
         await control.introduce(west)

@@ -15,8 +15,10 @@ from federation.peering.replica import Replica
 from federation.peering.statements import make_statement
 from federation.snapshot import TRUST_KEY, Change, Section
 from federation.store import MeshStore
+from tests.support.trust import DOMAIN, bundle_of
 from trust.bundle import BundleRefused, Revocation, TrustBundle, bundle_pem, catch_up, make_bundle, worth_keeping
-from trust.certificates import key_fingerprint, make_root, new_key
+from trust.certificates import key_fingerprint, make_intermediate, make_root, new_key
+from trust.enrolment import Intermediate
 from trust.issuance import Issuer, X509Svid
 from trust.joining import Grant
 from trust.spiffe import ClusterName, MeshDomain, control_identity
@@ -51,12 +53,44 @@ class RootUnderTest:
         self.said.append(made)
         return made
 
+    def authority(
+        self, cluster: ClusterName, *, now: datetime, leaf_lifetime: timedelta = timedelta(hours=1)
+    ) -> Issuer:
+        """Returns what issues in a cluster, by a new key."""
+        key = new_key()
+        certificate = make_intermediate(
+            self._roots[0],
+            self._keys[0],
+            public_key=key.public_key(),
+            cluster=cluster,
+            domain=self.domain,
+            now=now,
+            lifetime=timedelta(days=1),
+        )
+        return Issuer(
+            Intermediate(cluster=cluster, domain=self.domain, certificate=certificate, root=self._roots[0], key=key),
+            bundle_of(*self._roots),
+            leaf_lifetime=leaf_lifetime,
+        )
+
     def announce(self) -> TrustBundle:
         """Makes another root, and a document that names it too."""
         now, key = datetime.now(UTC), new_key()
         self._keys.append(key)
         self._roots.append(make_root(key, self.domain, now=now, lifetime=timedelta(days=1)))
         return self.say()
+
+
+def make_mesh(
+    *clusters: ClusterName,
+    now: datetime,
+    domain: MeshDomain = DOMAIN,
+    leaf_lifetime: timedelta = timedelta(hours=1),
+) -> tuple[RootUnderTest, Mapping[ClusterName, Issuer]]:
+    """Returns a new root that has said nothing yet, and an issuer of each of `clusters` below it."""
+    key = new_key()
+    root = RootUnderTest(domain, key=key, certificate=make_root(key, domain, now=now, lifetime=timedelta(days=2)))
+    return root, {cluster: root.authority(cluster, now=now, leaf_lifetime=leaf_lifetime) for cluster in clusters}
 
 
 class KeeperUnderTest:
