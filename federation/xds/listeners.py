@@ -83,7 +83,7 @@ def http_manager(
     Nothing is cut for being slow or silent: how long a call may take is the caller's business, a dead peer is found by
     keepalive. Nothing is added that an application did not send: no request id, no `server` header, no `x-envoy-*`.
     With `rules`, who is not allowed gets 403; a route may override them. Rules given by name come over ECDS: they hold
-    from the next request, no connection is drained, and while there are none everybody gets 500.
+    from the next request and no connection is drained. A listener does not open before it has them.
     """
     manager = hcm_pb2.HttpConnectionManager(
         stat_prefix=stat_prefix,
@@ -126,8 +126,8 @@ def tcp_filter(proxy: tcp_proxy_pb2.TcpProxy) -> listener_components_pb2.Filter:
 def rbac_filter(rules: str) -> listener_components_pb2.Filter:
     """Returns what closes a connection of somebody who is not allowed, at the first byte he sends.
 
-    The rules of that name come over ECDS: they hold for connections that come after them. While there are none, every
-    connection is closed.
+    The rules of that name come over ECDS: they hold for connections that come after them. A listener does not open
+    before it has them.
     """
     discovery = _discovered(network_rbac_pb2.RBAC.DESCRIPTOR.full_name)
     return listener_components_pb2.Filter(name=rules, config_discovery=discovery)

@@ -15,6 +15,7 @@ from federation.model import MESH_PORT
 from federation.names import service_sni
 from tests.support.envoy import PATIENCE, start_envoy
 from tests.support.identities import MeshIdentities, identity, tls_client
+from tests.support.mesh_port import converse
 from tests.support.running_mesh import run_app
 from tests.support.static_envoy import static_bootstrap
 from tests.support.two_clusters import DOMAIN, NEAR_STORE_USE, STORE_PORT, Member, east_and_west, key
@@ -53,19 +54,6 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
 
 def sni(service: str) -> str:
     return service_sni(ClusterName("west"), key(service), {"page": 80, "store": 6379}[service], DOMAIN)
-
-
-async def converse(address: str, context: ssl.SSLContext | None, server_name: str | None, say: bytes) -> bytes:
-    """Returns all that the mesh port answers; nothing when it closes, however it does so."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            reader, writer = await asyncio.open_connection(address, MESH_PORT, ssl=context, server_hostname=server_name)
-            writer.write(say)
-            answer = await reader.read()
-            writer.close()
-            return answer
-    except (ssl.SSLError, ConnectionError):
-        return b""
 
 
 HTTP = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"

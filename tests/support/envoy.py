@@ -14,9 +14,10 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -44,11 +45,19 @@ async def validate(config: Mapping[str, Any]) -> None:
 class Envoy:
     """One running Envoy. `admin` is the base URL of its admin API."""
 
-    def __init__(self, command: tuple[str, ...], admin: str, log: Path, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        admin: str,
+        log: Path,
+        session: aiohttp.ClientSession,
+        environment: Mapping[str, str],
+    ) -> None:
         self.admin = admin
         self.log = log
         self._command = command
         self._session = session
+        self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -64,7 +73,9 @@ class Envoy:
         """Starts the process (again, after `kill` or `stop`)."""
         assert not self.is_running
         with self.log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(*self._command, stdout=log, stderr=log)
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, env={**os.environ, **self._environment}, stdout=log, stderr=log
+            )
 
     async def kill(self) -> None:
         """Kills the process at once (SIGKILL) and waits for its end."""
@@ -147,7 +158,14 @@ class Envoy:
 
 @asynccontextmanager
 async def start_envoy(
-    config: Mapping[str, Any], *, folder: Path, name: str = "envoy", concurrency: int = 1, log_level: str = "info"
+    config: Mapping[str, Any],
+    *,
+    folder: Path,
+    name: str = "envoy",
+    concurrency: int = 1,
+    log_level: str = "info",
+    options: Sequence[str] = DRAIN_OPTIONS,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Envoy]:
     """Runs Envoy on the bootstrap `config`, which must say where its admin API listens (`admin.address`).
 
@@ -160,10 +178,12 @@ async def start_envoy(
     command = (
         *(str(envoy_program()), "-c", str(path), "--concurrency", str(concurrency)),
         *("--disable-hot-restart", "--log-level", log_level),
-        *DRAIN_OPTIONS,
+        *options,
     )
     async with aiohttp.ClientSession() as session:
-        envoy = Envoy(command, f"http://{bind['address']}:{bind['port_value']}", folder / f"{name}.log", session)
+        envoy = Envoy(
+            command, f"http://{bind['address']}:{bind['port_value']}", folder / f"{name}.log", session, environment
+        )
         await envoy.start()
         try:
             yield envoy
