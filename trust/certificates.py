@@ -36,7 +36,11 @@ from trust.spiffe import (
 )
 
 CLOCK_SKEW = timedelta(minutes=5)
-"""Certificates start this long before they are made: the clocks of those who check them differ."""
+"""How far the clocks of two machines may differ: promised to users."""
+BACKDATE = 2 * CLOCK_SKEW
+"""Certificates start this long before they are made. CLOCK_SKEW alone would leave no room for whoever is late by just
+that: moments are rounded to seconds, and an intermediate that was made by one clock signs by another, whose leaves a
+third checks."""
 
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
@@ -337,7 +341,7 @@ def _builder(
     if lifetime <= timedelta(0):
         raise ValueError(f"a certificate cannot live for {lifetime}")
     moment = now.astimezone(UTC).replace(microsecond=0)  # X.509 counts in seconds
-    starts, ends = moment - CLOCK_SKEW, moment + lifetime
+    starts, ends = moment - BACKDATE, moment + lifetime
     if issuer is not None:
         check_valid_at(issuer, "the issuing certificate", now)
         starts, ends = max(starts, issuer.not_valid_before_utc), min(ends, issuer.not_valid_after_utc)

@@ -1,16 +1,21 @@
 """Issues the short-lived certificates of a cluster's workloads, gateways and control plane.
 
-Keys are made here and handed on; nothing of them is kept. Who asks has been identified before (`attestation`).
+Keys are made here and handed on; nothing of them is kept. Who asks has been identified before (`attestation`). Every
+certificate and every refusal is an event for the audit trail.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
+from cryptography import x509
 
-from trust.authority import Intermediate
+from trust.audit import AuditEvent
+from trust.bundle import TrustBundle, bundle_pem
 from trust.certificates import CertificateRefused, certificate_pem, key_pem, make_leaf, new_key
+from trust.custody import CustodyRefused
+from trust.enrolment import Intermediate
 from trust.refusals import Refusal
 from trust.spiffe import (
     ClusterName,
@@ -54,17 +59,33 @@ class X509Svid(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Issuer:
-    """Issues within one cluster's slice."""
+    """Issues within one cluster's slice. Safe in any thread.
 
-    def __init__(self, intermediate: Intermediate, *, leaf_lifetime: timedelta = LEAF_LIFETIME) -> None:
-        """Raises IssuanceRefused for a lifetime below a minute: it would end before a proxy has renewed."""
+    One issuer has one authority and one trust bundle; when one of them changes, another issuer takes its place.
+    """
+
+    def __init__(
+        self,
+        intermediate: Intermediate,
+        bundle: TrustBundle,
+        *,
+        leaf_lifetime: timedelta = LEAF_LIFETIME,
+        on_event: Callable[[AuditEvent], None] = lambda _: None,
+    ) -> None:
+        """Raises IssuanceRefused for a lifetime below a minute: it would end before a proxy has renewed.
+
+        `on_event` is told of every certificate and refusal, in the thread that asked.
+        """
         if leaf_lifetime < MINIMUM_LEAF_LIFETIME:
             message = f"a leaf lifetime of {leaf_lifetime} is too short"
             raise IssuanceRefused(message, f"give at least {MINIMUM_LEAF_LIFETIME}")
         self._intermediate = intermediate
         self._lifetime = leaf_lifetime
         self._intermediate_pem = certificate_pem(intermediate.certificate)
-        self._bundle_pem = certificate_pem(intermediate.root)
+        self._authority = intermediate.fingerprint
+        self._bundle = bundle
+        self._bundle_pem = bundle_pem(bundle)
+        self._on_event = on_event
 
     @property
     def cluster(self) -> ClusterName:
@@ -82,17 +103,50 @@ class Issuer:
         return self._intermediate_pem
 
     @property
+    def authority(self) -> str:
+        """The fingerprint of the key that signs (hex SHA-256)."""
+        return self._authority
+
+    @property
+    def bundle(self) -> TrustBundle:
+        """Whom the certificates' holders are told to believe."""
+        return self._bundle
+
+    @property
     def trust_bundle_pem(self) -> bytes:
-        """The root: the only anchor that anybody trusts."""
+        """The roots that are trusted, one or two: also while the root of this authority is not among them."""
         return self._bundle_pem
 
-    def issue(self, identity: Identity, extra_dns: Sequence[str] = (), *, now: datetime) -> X509Svid:
-        """Issues a certificate with a new key; raises IssuanceRefused.
+    def issue(
+        self,
+        identity: Identity,
+        extra_dns: Sequence[str] = (),
+        *,
+        now: datetime,
+        asked_by: str = "",
+        proof: str = "",
+    ) -> X509Svid:
+        """Issues a certificate with a new key; raises IssuanceRefused. `asked_by` and `proof` are for the audit trail.
 
         The control plane and the gateways get their system names (`control.<cluster>.<domain>`) without being asked.
         The certificate ends with the intermediate at the latest, and is to be renewed at half of the time it has left.
         Once the intermediate has expired nothing is issued.
         """
+        subject = spiffe_id(identity, self.domain)
+        event = AuditEvent(
+            kind="issued", at=now, subject=subject, asked_by=asked_by, proof=proof, authority=self._authority
+        )
+        try:
+            leaf, svid = self._make(identity, extra_dns, now=now)
+        except IssuanceRefused as error:
+            self._on_event(msgspec.structs.replace(event, kind="refused", reason=error.message))
+            raise
+        self._on_event(msgspec.structs.replace(event, serial=f"{leaf.serial_number:x}", expires=svid.not_after))
+        return svid
+
+    def _make(
+        self, identity: Identity, extra_dns: Sequence[str], *, now: datetime
+    ) -> tuple[x509.Certificate, X509Svid]:
         if identity.cluster != self.cluster:
             message = f"{spiffe_id(identity, self.domain)} is not in the slice of {self.cluster}"
             raise IssuanceRefused(message, f"ask the control plane of {identity.cluster}")
@@ -108,10 +162,10 @@ class Issuer:
                 now=now,
                 lifetime=self._lifetime,
             )
-        except CertificateRefused as error:
+        except (CertificateRefused, CustodyRefused) as error:
             raise IssuanceRefused(error.message, error.hint) from error
         part = _RENEW_AFTER * secrets.SystemRandom().uniform(1 - _RENEW_JITTER, 1 + _RENEW_JITTER)
-        return X509Svid(
+        return leaf, X509Svid(
             identity=identity,
             certificate_chain_pem=certificate_pem(leaf) + self._intermediate_pem,
             key_pem=key_pem(key),

@@ -27,9 +27,10 @@ from deploy.lab.targets import Kind, ProcessId
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, PROXY_ADMIN_PORT, Liveness, Locality, PodKey
 from federation.names import gateway_node, sidecar_node
 from federation.xds.bootstrap import TRUST_BUNDLE_FILE, bootstrap, token_file, trust_bundle_file
-from trust.authority import Root
+from trust.custody import FileCustody
 from trust.joining import Introduction
 from trust.refusals import Refusal
+from trust.root import Root
 from trust.spiffe import (
     GATEWAY_ACCOUNT,
     SYSTEM_NAMESPACE,
@@ -127,7 +128,8 @@ async def _join(lab: Lab) -> dict[str, str]:
     roots: dict[str, str] = {}
     introductions: list[Introduction] = []
     try:
-        root = await asyncio.to_thread(lambda: Root.init(lab.folder.root, lab.plan.domain, now=now))
+        custody = FileCustody(lab.folder.root)
+        root = await asyncio.to_thread(lambda: Root.init(lab.folder.root, lab.plan.domain, custody=custody, now=now))
         for cluster in lab.plan.clusters:
             first = _processes(lab, cluster, Kind.CONTROL)[0]
             async with _asking(lab, first) as admin:

@@ -32,7 +32,7 @@ from tests.support.addresses import free_address
 from tests.support.control import DOMAIN, Control, export, join, pod, service, start_control, start_proxy
 from tests.support.envoy import Envoy
 from tests.support.running_mesh import run_app
-from trust.authority import Root
+from tests.support.trust import init_root
 from trust.certificates import load_key, make_intermediate, make_leaf, new_key
 from trust.spiffe import ClusterName, Identity, MeshDomain, Namespace, ServiceAccount
 
@@ -67,7 +67,7 @@ def identity(cluster: ClusterName, account: str) -> Identity:
 async def besieged(folder: Path, lures: int) -> AsyncIterator[Besieged]:
     """Runs west with a server, a client and a gateway; `lures` addresses wait for impostors."""
     now = datetime.now(UTC)
-    root = Root.init(folder / "root", MESH, now=now)
+    root = init_root(folder / "root", MESH, now=now)
     [key_file] = (folder / "root").glob("*key*.pem")
     root_key = load_key(key_file.read_bytes())
     authorities = {name: _authority(root.certificate, root_key, name, now=now) for name in (EAST, WEST, SOUTH)}

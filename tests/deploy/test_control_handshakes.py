@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.support.control import DOMAIN, join, start_control, until
-from trust.authority import Root
+from tests.support.trust import init_root
 from trust.spiffe import MeshDomain
 
 HANDSHAKES, AT_ONCE = 4000, 64
@@ -18,7 +18,7 @@ async def test_a_storm_of_handshakes_ends_no_control_plane(tmp_path: Path) -> No
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     left = iter(range(HANDSHAKES))
-    root = Root.init(tmp_path / "root", MeshDomain(DOMAIN), now=datetime.now(UTC))
+    root = init_root(tmp_path / "root", MeshDomain(DOMAIN), now=datetime.now(UTC))
     async with start_control(tmp_path / "east") as control:
         await join(root, control)
         async with control.client() as client:

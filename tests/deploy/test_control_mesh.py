@@ -28,14 +28,15 @@ from tests.support.control import (
     until,
     write_contexts,
 )
+from tests.support.trust import init_root
 from tests.support.waiting import eventually
-from trust.authority import Root
+from trust.root import Root
 from trust.spiffe import MeshDomain
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
-    return Root.init(tmp_path / "root", MeshDomain(DOMAIN), now=datetime.now(UTC))
+    return init_root(tmp_path / "root", MeshDomain(DOMAIN), now=datetime.now(UTC))
 
 
 @pytest.fixture

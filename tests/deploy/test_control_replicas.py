@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy.admin_client import AdminClient
 from tests.support.control import DOMAIN, Control, is_listening, isthmus, join, start_control, until
-from trust.authority import Root
+from tests.support.trust import init_root
 from trust.spiffe import MeshDomain
 
 
@@ -28,7 +28,7 @@ async def leader(client: AdminClient) -> str:
 
 
 async def test_one_grant_serves_both_and_the_second_takes_over(tmp_path: Path) -> None:
-    root = Root.init(tmp_path / "root", MeshDomain(DOMAIN), now=datetime.now(UTC))
+    root = init_root(tmp_path / "root", MeshDomain(DOMAIN), now=datetime.now(UTC))
     async with start_control(tmp_path / "east") as one, start_replica(one) as two:
         await join(root, one)
         async with two.client() as client:

@@ -1,10 +1,18 @@
 """A mesh's authorities in memory, for tests that need certificates and no directories."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 
-from trust.authority import Intermediate
-from trust.certificates import make_intermediate, make_root, new_key
-from trust.issuance import Issuer
+from cryptography import x509
+
+from trust.audit import AuditEvent
+from trust.bundle import TrustBundle, make_bundle
+from trust.certificates import make_intermediate, make_root, new_key, root_domain
+from trust.custody import FileCustody
+from trust.enrolment import Intermediate
+from trust.issuance import LEAF_LIFETIME, Issuer
+from trust.root import Root
 from trust.spiffe import ClusterName, MeshDomain
 
 DOMAIN = MeshDomain("mesh.test")
@@ -39,4 +47,32 @@ def make_issuers(
 ) -> dict[ClusterName, Issuer]:
     """Returns what issues the workloads' certificates in each of `clusters`, under one new root."""
     authorities = make_authorities(*clusters, now=now)
-    return {cluster: Issuer(authority, leaf_lifetime=leaf_lifetime) for cluster, authority in authorities.items()}
+    return {cluster: make_issuer(authority, leaf_lifetime=leaf_lifetime) for cluster, authority in authorities.items()}
+
+
+def make_issuer(
+    authority: Intermediate,
+    *,
+    leaf_lifetime: timedelta = LEAF_LIFETIME,
+    on_event: Callable[[AuditEvent], None] = lambda _: None,
+) -> Issuer:
+    """Returns what issues below one authority, and trusts the root of it alone."""
+    return Issuer(authority, bundle_of(authority.root), leaf_lifetime=leaf_lifetime, on_event=on_event)
+
+
+def init_root(directory: Path, domain: MeshDomain = DOMAIN, *, now: datetime) -> Root:
+    """Makes the root of a mesh on disk, with its keys in the same directory."""
+    return Root.init(directory, domain, custody=FileCustody(directory), now=now)
+
+
+def bundle_of(*roots: x509.Certificate) -> TrustBundle:
+    """Returns a trust bundle of these roots, which none of them has signed: for those who do not check it."""
+    return make_bundle(
+        new_key(),
+        domain=root_domain(roots[0]),
+        sequence=1,
+        roots=roots,
+        generations={},
+        revoked=(),
+        now=roots[0].not_valid_before_utc,
+    )

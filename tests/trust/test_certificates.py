@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.trust import DOMAIN, EAST, make_authorities
-from trust.authority import Intermediate
 from trust.certificates import (
+    BACKDATE,
     CLOCK_SKEW,
     CertificateRefused,
     certificate_pem,
@@ -28,6 +28,7 @@ from trust.certificates import (
     new_key,
     root_domain,
 )
+from trust.enrolment import Intermediate
 from trust.spiffe import ClusterName, Identity, MeshDomain, Namespace, ServiceAccount, parse_domain, spiffe_id
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -118,11 +119,20 @@ def test_no_leaf_lives_outside_the_life_of_its_issuer(seconds: int, lifetime: ti
 def test_a_certificate_starts_a_little_before_it_is_made() -> None:
     key = new_key()
     root = make_root(key, DOMAIN, now=NOW, lifetime=DAY)
-    assert root.not_valid_before_utc == NOW.replace(microsecond=0) - CLOCK_SKEW
-    assert leaf(now=NOW + DAY / 2).not_valid_before_utc == NOW.replace(microsecond=0) + DAY / 2 - CLOCK_SKEW
+    assert root.not_valid_before_utc == NOW.replace(microsecond=0) - BACKDATE
+    assert leaf(now=NOW + DAY / 2).not_valid_before_utc == NOW.replace(microsecond=0) + DAY / 2 - BACKDATE
 
 
-@pytest.mark.parametrize("now", [NOW - timedelta(minutes=6), NOW + timedelta(days=2)])
+def test_clocks_may_differ_by_what_is_promised_at_every_step() -> None:
+    # The root's clock is right, the control plane's is early by the promise, and the proxy's late by it.
+    early, late = NOW - CLOCK_SKEW, NOW - CLOCK_SKEW - timedelta(seconds=2)
+    issued = leaf(now=early)
+    assert issued.not_valid_before_utc <= late
+    assert AUTHORITY.certificate.not_valid_before_utc <= late
+    assert leaf(now=NOW).not_valid_before_utc <= late, "a round trip later than the clock says"
+
+
+@pytest.mark.parametrize("now", [NOW - timedelta(minutes=11), NOW + timedelta(days=2)])
 def test_an_issuer_that_is_not_valid_signs_nothing(now: datetime) -> None:
     with pytest.raises(CertificateRefused, match=r"expired|not valid before"):
         leaf(now=now)

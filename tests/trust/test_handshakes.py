@@ -10,8 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.support.trust import DOMAIN, EAST, WEST, make_authorities
-from trust.authority import Intermediate
+from tests.support.trust import DOMAIN, EAST, WEST, make_authorities, make_issuer
 from trust.certificates import (
     CertificateRefused,
     certificate_pem,
@@ -22,7 +21,7 @@ from trust.certificates import (
     new_key,
     spiffe_identity,
 )
-from trust.issuance import Issuer
+from trust.enrolment import Intermediate
 from trust.spiffe import (
     ClusterName,
     Identity,
@@ -72,7 +71,7 @@ def party(authority: Intermediate, identity: Identity, *, lifetime: timedelta = 
 
 
 def issued(authority: Intermediate, identity: Identity) -> Party:
-    svid = Issuer(authority).issue(identity, now=NOW)
+    svid = make_issuer(authority).issue(identity, now=NOW)
     return Party(
         chain=svid.certificate_chain_pem,
         key=svid.key_pem,

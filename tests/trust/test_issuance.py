@@ -7,9 +7,9 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.trust import DOMAIN, EAST, WEST, make_authorities
+from tests.support.trust import DOMAIN, EAST, WEST, make_authorities, make_issuer
 from trust.certificates import certificate_pem, describe, load_key
-from trust.issuance import IssuanceRefused, Issuer, X509Svid
+from trust.issuance import IssuanceRefused, X509Svid
 from trust.spiffe import (
     Identity,
     Namespace,
@@ -31,30 +31,30 @@ def leaf_of(svid: X509Svid) -> x509.Certificate:
 @given(st.timedeltas(min_value=MINUTE, max_value=timedelta(days=3)), st.timedeltas(timedelta(0), timedelta(hours=23)))
 def test_a_leaf_is_renewed_at_half_of_its_life_give_or_take_a_tenth(lifetime: timedelta, later: timedelta) -> None:
     now = NOW + later
-    svid = Issuer(AUTHORITY, leaf_lifetime=lifetime).issue(CART, now=now)
+    svid = make_issuer(AUTHORITY, leaf_lifetime=lifetime).issue(CART, now=now)
     left = svid.not_after - now
     assert left <= min(lifetime, AUTHORITY.certificate.not_valid_after_utc - now)
     assert left * 0.45 - timedelta(seconds=1) <= svid.renew_at - now <= left * 0.55 + timedelta(seconds=1)
 
 
 def test_leaves_that_are_issued_together_are_not_renewed_together() -> None:
-    issuer = Issuer(AUTHORITY)
+    issuer = make_issuer(AUTHORITY)
     moments = [issuer.issue(CART, now=NOW).renew_at for _ in range(20)]
     assert max(moments) - min(moments) > timedelta(minutes=10)
 
 
 def test_renewals_before_the_end_of_the_intermediate_do_not_become_a_storm() -> None:
     end = AUTHORITY.certificate.not_valid_after_utc
-    svid = Issuer(AUTHORITY).issue(CART, now=end - timedelta(seconds=2))
+    svid = make_issuer(AUTHORITY).issue(CART, now=end - timedelta(seconds=2))
     assert svid.not_after == end
     assert svid.renew_at == end + timedelta(seconds=3)
     with pytest.raises(IssuanceRefused, match="expired") as refusal:
-        Issuer(AUTHORITY).issue(CART, now=svid.renew_at)
+        make_issuer(AUTHORITY).issue(CART, now=svid.renew_at)
     assert refusal.value.hint
 
 
 def test_a_chain_is_the_leaf_and_then_the_intermediate_with_the_leafs_key() -> None:
-    issuer = Issuer(AUTHORITY)
+    issuer = make_issuer(AUTHORITY)
     svid = issuer.issue(CART, now=NOW)
     leaf, intermediate = x509.load_pem_x509_certificates(svid.certificate_chain_pem)
     assert intermediate == AUTHORITY.certificate
@@ -66,12 +66,12 @@ def test_a_chain_is_the_leaf_and_then_the_intermediate_with_the_leafs_key() -> N
 
 
 def test_no_two_leaves_share_a_key() -> None:
-    issuer = Issuer(AUTHORITY)
+    issuer = make_issuer(AUTHORITY)
     assert issuer.issue(CART, now=NOW).key_pem != issuer.issue(CART, now=NOW).key_pem
 
 
 def test_the_system_gets_its_names_and_a_workload_gets_none_of_them() -> None:
-    issuer = Issuer(AUTHORITY)
+    issuer = make_issuer(AUTHORITY)
     names = {
         identity.account: describe(leaf_of(issuer.issue(identity, now=NOW))).dns_names
         for identity in (control_identity(EAST), gateway_identity(EAST), CART)
@@ -86,7 +86,7 @@ def test_the_system_gets_its_names_and_a_workload_gets_none_of_them() -> None:
 
 
 def test_names_beside_are_kept_within_the_slice() -> None:
-    issuer = Issuer(AUTHORITY)
+    issuer = make_issuer(AUTHORITY)
     svid = issuer.issue(CART, ("www.east.mesh.test", "www.east.mesh.test"), now=NOW)
     assert describe(leaf_of(svid)).dns_names == ("cart.shop.east.mesh.test", "www.east.mesh.test")
     with pytest.raises(IssuanceRefused, match="not a DNS name within"):
@@ -95,17 +95,17 @@ def test_names_beside_are_kept_within_the_slice() -> None:
 
 def test_the_identity_of_another_cluster_is_refused() -> None:
     with pytest.raises(IssuanceRefused, match=r"west\.mesh\.test.* is not in the slice of east"):
-        Issuer(AUTHORITY).issue(control_identity(WEST), now=NOW)
+        make_issuer(AUTHORITY).issue(control_identity(WEST), now=NOW)
 
 
 def test_a_lifetime_below_a_minute_is_refused() -> None:
-    assert Issuer(AUTHORITY, leaf_lifetime=MINUTE)
+    assert make_issuer(AUTHORITY, leaf_lifetime=MINUTE)
     with pytest.raises(IssuanceRefused, match="too short"):
-        Issuer(AUTHORITY, leaf_lifetime=timedelta(seconds=59))
+        make_issuer(AUTHORITY, leaf_lifetime=timedelta(seconds=59))
 
 
 def test_a_key_is_not_printed() -> None:
-    svid = Issuer(AUTHORITY).issue(CART, now=NOW)
+    svid = make_issuer(AUTHORITY).issue(CART, now=NOW)
     secret = svid.key_pem.decode().splitlines()[1]
     assert secret not in repr(svid)
     assert secret not in str([svid])

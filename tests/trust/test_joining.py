@@ -7,11 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.trust import DOMAIN, EAST, WEST
-from trust import joining
+from trust import certificates, joining
+from trust.bundle import TrustBundle, make_bundle
 from trust.certificates import load_certificate, make_intermediate, make_root, new_key
 from trust.joining import (
     GatewayAddress,
@@ -19,9 +22,11 @@ from trust.joining import (
     Introduction,
     JoinRefused,
     JoinRequest,
+    check_continuity,
     check_grant,
     check_introduction,
     check_request,
+    continue_from,
     decode_grant,
     decode_request,
     make_grant,
@@ -74,8 +79,18 @@ def grant_of(request: JoinRequest, *others: Introduction, domain: MeshDomain = D
         lifetime=DAY,
     )
     return make_grant(
-        request, ROOT_KEY, certificate=intermediate, root=ROOT, introductions=others, expires=NOW + timedelta(hours=1)
+        request,
+        ROOT_KEY,
+        certificate=intermediate,
+        root=ROOT,
+        bundle=bundle_of(ROOT_KEY, ROOT),
+        introductions=others,
+        expires=NOW + timedelta(hours=1),
     )
+
+
+def bundle_of(key: ec.EllipticCurvePrivateKey, *roots: x509.Certificate, sequence: int = 1) -> TrustBundle:
+    return make_bundle(key, domain=DOMAIN, sequence=sequence, roots=roots, generations={}, revoked=(), now=NOW)
 
 
 REQUEST = request_of()
@@ -241,6 +256,7 @@ def test_a_grant_whose_certificate_another_root_signed_is_refused() -> None:
         other_key,
         certificate=load_certificate(GRANT.certificate.encode()),
         root=other_root,
+        bundle=bundle_of(other_key, other_root),
         introductions=(),
         expires=NOW + DAY,
     )
@@ -252,9 +268,95 @@ def test_a_grant_of_a_certificate_wider_than_the_clusters_slice_is_refused() -> 
     wide = make_intermediate(
         ROOT, ROOT_KEY, public_key=KEY.public_key(), cluster=WEST, domain=DOMAIN, now=NOW, lifetime=DAY
     )
-    grant = make_grant(REQUEST, ROOT_KEY, certificate=wide, root=ROOT, introductions=(), expires=NOW + DAY)
+    grant = make_grant(
+        REQUEST,
+        ROOT_KEY,
+        certificate=wide,
+        root=ROOT,
+        bundle=bundle_of(ROOT_KEY, ROOT),
+        introductions=(),
+        expires=NOW + DAY,
+    )
     with pytest.raises(JoinRefused, match=r"not constrained to east\.mesh\.test"):
         accept(grant)
+
+
+def test_a_grant_below_a_root_that_is_not_trusted_is_refused() -> None:
+    other_key = new_key()
+    other = make_root(other_key, DOMAIN, now=NOW, lifetime=DAY * 30)
+    held = bundle_of(other_key, other, sequence=7)
+    with pytest.raises(JoinRefused, match="a root that is not in the trust bundle 7"):
+        check_grant(GRANT, REQUEST, public_key=KEY.public_key(), now=NOW, held=held)
+    both = bundle_of(other_key, other, ROOT)
+    check_grant(GRANT, REQUEST, public_key=KEY.public_key(), now=NOW, held=both)
+    stuffed = make_grant(
+        REQUEST,
+        ROOT_KEY,
+        certificate=load_certificate(GRANT.certificate.encode()),
+        root=ROOT,
+        bundle=msgspec.structs.replace(both, sequence=9),
+        introductions=(),
+        expires=NOW + DAY,
+    )
+    with pytest.raises(JoinRefused, match="not signed by a root that is trusted"):
+        accept(stuffed)
+
+
+def renewal_of(name: ClusterName = EAST) -> JoinRequest:
+    about = msgspec.structs.replace(ABOUT, name=name)
+    return make_join_request(KEY, about, domain=DOMAIN, now=NOW, generation=2)
+
+
+def test_a_renewal_shows_who_asks() -> None:
+    held, key = load_certificate(GRANT.certificate.encode()), new_key()
+    request = make_join_request(key, ABOUT, domain=DOMAIN, now=NOW, generation=2)
+    request = decode_request(joining.encode(continue_from(request, held, KEY)))
+    assert check_request(request, domain=DOMAIN) == key.public_key()
+    assert check_continuity(request) == KEY.public_key()
+
+
+def test_a_renewal_is_for_the_one_key_that_it_was_made_for() -> None:
+    held = load_certificate(GRANT.certificate.encode())
+    request = continue_from(renewal_of(), held, KEY)
+    # Requests are published: who reads one may try to have the same words said of a key of his own.
+    said = joining._statement(request)
+    csr = certificates.make_request(new_key(), EAST, DOMAIN, said).decode()
+    mine = msgspec.structs.replace(request, csr=csr)
+    check_request(mine, domain=DOMAIN)
+    with pytest.raises(JoinRefused, match="not signed by the authority that it names"):
+        check_continuity(mine)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"generation": 3},
+        {"id": "0" * 32},
+        {"created": NOW + DAY},
+        {"cluster": msgspec.structs.replace(ABOUT, name=WEST)},
+    ],
+)
+def test_a_renewal_that_was_changed_is_refused(change: dict[str, Any]) -> None:
+    request = continue_from(renewal_of(), load_certificate(GRANT.certificate.encode()), KEY)
+    with pytest.raises(JoinRefused, match="not signed by the authority"):
+        check_continuity(msgspec.structs.replace(request, **change))
+
+
+def test_a_renewal_without_an_authority_or_with_junk_for_it_is_refused() -> None:
+    request = continue_from(renewal_of(), load_certificate(GRANT.certificate.encode()), KEY)
+    assert request.continuity is not None
+    with pytest.raises(JoinRefused, match="does not show that its present authority makes it"):
+        check_continuity(renewal_of())
+    junk: list[dict[str, str]] = [
+        {"signature": ""},
+        {"signature": "%"},
+        {"certificate": ""},
+        {"certificate": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"},
+    ]
+    for change in junk:
+        continuity = msgspec.structs.replace(request.continuity, **change)
+        with pytest.raises(JoinRefused, match="not signed by the authority"):
+            check_continuity(msgspec.structs.replace(request, continuity=continuity))
 
 
 def test_one_file_is_not_taken_for_the_other() -> None:
