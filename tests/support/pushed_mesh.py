@@ -56,6 +56,7 @@ class Pushing:
         self.address = address
         self._offers: dict[str, ResourceSet] = {}
         self._streams: dict[str, tuple[DeltaStream, int]] = {}
+        self._connected: list[str] = []
         self._revision = 0
         self._news = asyncio.Event()
 
@@ -76,12 +77,23 @@ class Pushing:
 
         await eventually(lambda: all(is_settled(node) for node in nodes or self._offers), "all proxies are told")
 
+    @property
+    def connected(self) -> frozenset[str]:
+        """The nodes that have a stream now."""
+        return frozenset(self._connected)
+
     @asynccontextmanager
-    async def serve(self) -> AsyncIterator[None]:
-        """Runs the server."""
+    async def serve(self, certificate: tuple[bytes, bytes] | None = None) -> AsyncIterator[None]:
+        """Runs the server, in clear text or with this chain and key (PEM)."""
         grpc_server = grpc.aio.server(options=SERVER_OPTIONS)
         grpc_server.add_generic_rpc_handlers((delta_handler(ADS_SERVICE, "DeltaAggregatedResources", self._serve),))
-        assert grpc_server.add_insecure_port(f"{self.address}:{ADS_PORT}") == ADS_PORT
+        place = f"{self.address}:{ADS_PORT}"
+        if certificate is None:
+            port = grpc_server.add_insecure_port(place)
+        else:
+            chain, key = certificate
+            port = grpc_server.add_secure_port(place, grpc.ssl_server_credentials([(key, chain)]))
+        assert port == ADS_PORT
         await grpc_server.start()
         try:
             yield
@@ -125,8 +137,12 @@ class Pushing:
 
     async def _serve(self, context: ServicerContext) -> None:
         first = await read_first(context)
-        stream = DeltaStream(Order.ENVOY)
-        await serve_stream(context, first, stream=stream, feed=self._feed(first.node.id, stream))
+        stream, node = DeltaStream(Order.ENVOY), first.node.id
+        self._connected.append(node)
+        try:
+            await serve_stream(context, first, stream=stream, feed=self._feed(node, stream))
+        finally:
+            self._connected.remove(node)
 
     async def _feed(self, node: str, stream: DeltaStream) -> AsyncIterator[ResourceSet]:
         while True:
