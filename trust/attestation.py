@@ -113,6 +113,8 @@ class Door:
 
         Raises AttestationRefused, which never repeats the credential, and AttestationUnavailable.
         """
+        if not credential:
+            raise AttestationRefused("there is no token: the authorization header must be 'Bearer ...'", HINT)
         if len(credential) <= _LONGEST_CREDENTIAL:
             for attestor in self._attestors:
                 if attestor.recognizes(credential):

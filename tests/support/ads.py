@@ -34,7 +34,7 @@ from federation.ledger import ProxyTrust
 from federation.model import Audience, Locality, MemberCluster, NetworkName, ProxyRole, ProxyScope, Trust
 from federation.snapshot import TRUST_KEY, Change, Section, Snapshot
 from federation.store import MeshStore
-from federation.xds.ads import Admitted, AdsServer, Issued, ProxyNode, ProxyStatus
+from federation.xds.ads import MAX_AGE, Admitted, AdsServer, Issued, ProxyNode, ProxyStatus
 from federation.xds.resources import Resource, ResourceSet, TypeUrl, make_resource
 from federation.xds.server import SERVER_OPTIONS, Unauthenticated
 from tests.support.envoy import Envoy, start_envoy
@@ -144,6 +144,7 @@ class World:
         self.resources: ResourceSet = {}
         self.secrets_of_proxy: Mapping[str, Resource] = {}
         self.secret_lifetime = timedelta(hours=1)
+        self.max_age = MAX_AGE
         self.trust = ("", "")
         self.noted: dict[str, ProxyTrust] = {}
         self.converged: list[tuple[timedelta, bool]] = []
@@ -242,6 +243,7 @@ class World:
             on_pushed=lambda type_url: self.pushed.update([type_url]),
             on_rejected=lambda type_url: self.rejected.update([type_url]),
             settle_limit=settle_limit,
+            max_age=self.max_age,
         )
 
     def _bootstrap(self, node: str, token: str) -> dict[str, Any]:
