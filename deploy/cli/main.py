@@ -28,7 +28,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "join-request": ("deploy.cli.members:join_request", "Print a cluster's request to become a member."),
         "grant": ("deploy.cli.members:grant", "Sign a join request with the root."),
         "accept": ("deploy.cli.members:accept", "Hand a grant to the cluster that asked for it."),
-        "trust": ("deploy.cli.trust:trust", "Make and look at the root of the mesh."),
+        "trust": ("deploy.cli.trust:trust", "Make, look at and rotate the keys that the mesh believes."),
+        "revoke": ("deploy.cli.revoke:revoke", "Believe a cluster or a workload no longer, at once; or again."),
         "token": ("deploy.cli.token:token", "Make, list and revoke the tokens that proxies prove themselves with."),
         "control": ("deploy.cli.control:control", "Run the control plane of one cluster."),
     }
@@ -59,7 +60,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Adds the nearest name to the message about an unknown command."""
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             from difflib import get_close_matches
 
             near = get_close_matches(args[0], COMMANDS, n=1)

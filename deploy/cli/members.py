@@ -158,7 +158,7 @@ def _render_clusters(answer: Sequence[ClusterReport], now: datetime) -> list[Ren
             member.region,
             ",".join(member.zones) or "-",
             ", ".join(member.gateways) or "none",
-            member.state if member.since is None else f"{member.state} for {ago(member.since, now)}",
+            _state(member, now),
             "-" if member.is_self else ago(member.heard, now),
             f"{member.exports} {'out' if member.is_self else 'in'}",
             *([f"by {member.introduced_by}" if member.introduced_by else "-"] if is_introducing else []),
@@ -167,15 +167,24 @@ def _render_clusters(answer: Sequence[ClusterReport], now: datetime) -> list[Ren
     ]
     columns = ["CLUSTER", "NETWORK", "CLOUD", "REGION", "ZONES", "GATEWAYS", "STATE", "HEARD", "EXPORTS"]
     shown: list[RenderableType] = [table([*columns, *["INTRODUCED"] * is_introducing], rows)]
-    problems = [(member.name, member.problem) for member in answer if member.problem]
+    problems = [(member.name, member.problem) for member in answer if member.problem and not member.revoked]
     if problems:
         shown += ["", table(["CLUSTER", "NOT HEARD BECAUSE"], problems)]
+    revoked = [(member.name, member.revoked) for member in answer if member.revoked]
+    if revoked:
+        shown += ["", table(["CLUSTER", "REVOKED BY"], revoked)]
     refused = [(member.name, reason) for member in answer for reason in member.rejected]
     if refused:
         shown += ["", table(["CLUSTER", "REFUSED FROM IT"], refused)]
     if any(member.state is Liveness.STALE for member in answer):
         shown += ["", "A stale member is kept, but its endpoints come last."]
     return shown
+
+
+def _state(member: ClusterReport, now: datetime) -> str:
+    if member.revoked:
+        return "revoked"
+    return member.state if member.since is None else f"{member.state} for {ago(member.since, now)}"
 
 
 async def _introduction(targets: Targets, name: str) -> Introduction:

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from deploy.failures import CommandFailed
-from trust.authority import Root
+from trust.custody import needs_passphrase, open_custody, remembered
+from trust.root import Root
 
 
 def root_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -32,13 +33,23 @@ def passphrase_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def open_root(directory: Path, passphrase_file: Path | None) -> Root:
-    """Opens the root, asks for its passphrase if it has one. Raises trust's Refusals and CommandFailed."""
+    """Opens the root with its keys where they are, asks for the passphrase (or PIN) that they need.
+
+    Raises trust's Refusals and CommandFailed.
+    """
     passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
-    if passphrase is None and Root.needs_passphrase(directory):
-        if not sys.stdin.isatty():
-            raise CommandFailed(f"the root in {directory} has a passphrase", "give it with --passphrase-file FILE")
-        passphrase = click.prompt("Passphrase of the root", hide_input=True, err=True).encode()
-    return Root.open(directory, now=datetime.now(UTC), passphrase=passphrase)
+    where = remembered(directory)
+    if passphrase is None and needs_passphrase(where, directory=directory):
+        passphrase = ask_passphrase_of(f"the root in {directory}")
+    custody = open_custody(where, directory=directory, passphrase=passphrase)
+    return Root.open(directory, custody=custody, now=datetime.now(UTC))
+
+
+def ask_passphrase_of(what: str) -> bytes:
+    """Asks on the terminal for a passphrase, or PIN; raises CommandFailed where there is none."""
+    if not sys.stdin.isatty():
+        raise CommandFailed(f"{what} has a passphrase", "give it with --passphrase-file FILE")
+    return str(click.prompt(f"Passphrase of {what}", hide_input=True, err=True)).encode()
 
 
 def read_passphrase(file: Path) -> bytes:

@@ -1,0 +1,257 @@
+"""Drives a revocation, or its undoing, and tells of each member when it came into force and who holds it up.
+
+With the root it is signed and reaches all members through any one. Without, every control plane that is reached decides
+for its own cluster, and those that are not reached know nothing of it.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from enum import StrEnum
+
+import msgspec
+
+from deploy.admin_client import AdminClient
+from deploy.cli.sight import ReachedMesh, Seen, Sight, Silent, put_together, reasons_of
+from deploy.failures import CommandFailed
+from federation.reports import TrustReport
+from trust.bundle import make_revocation
+from trust.root import Root
+from trust.spiffe import ClusterName
+from trust.statements import Waiting
+
+_POLL = 0.2  # seconds between two looks at the mesh
+_REPEAT = 5.0  # seconds after which a document is handed over again: it may have been lost on its way
+
+
+class State(StrEnum):
+    """How far a member is with what it was told."""
+
+    IN_FORCE = "in-force"
+    WAITING = "waiting"
+    REFUSED = "refused"
+    NOT_REACHED = "not-reached"
+
+
+class MemberAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a member made of it. `since` and `seconds` (after it was decided) are those of the last proxy that took it.
+
+    Of its `proxies`, `enforcing` have taken it; `waiting` names others. `reason` says why it refused or is not reached.
+    """
+
+    cluster: str
+    state: State
+    since: datetime | None = None
+    seconds: float | None = None
+    proxies: int = 0
+    enforcing: int = 0
+    waiting: tuple[Waiting, ...] = ()
+    reason: str = ""
+
+
+class RevocationOutcome(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """How far the revocation of `subject` is, or its undoing. `signed` by the root, or decided by each member alone.
+
+    `is_done` when everybody who can be reached has it in force; without the root also everybody who was to be told.
+    """
+
+    subject: str
+    is_undone: bool
+    signed: bool
+    at: datetime
+    is_done: bool
+    members: tuple[MemberAnswer, ...]
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done: revoke `subject`, or believe it again (`undo`)."""
+
+    subject: str
+    undo: bool = False
+    reason: str = ""
+    sever: bool = False
+
+    @property
+    def cluster(self) -> str:
+        """The cluster that is meant as a whole; empty when it is a workload. It is not asked about itself."""
+        return self.subject if "/" not in self.subject else ""
+
+
+def judge(
+    order: Order,
+    sight: Sight,
+    expected: Collection[ClusterName],
+    *,
+    at: datetime,
+    signed: bool,
+    live: Collection[str] = (),
+    refused: Sequence[Silent] = (),
+) -> RevocationOutcome:
+    """Says of each expected member how far it is. `at` is when it was decided.
+
+    `live` names members that others hear now: with the root they are told through these. `refused` are those that said
+    no when they were told.
+    """
+    answers = [
+        _answer(
+            order,
+            seen := sight.members.get(cluster),
+            cluster,
+            at=at,
+            is_heard=cluster in {*sight.reached, *live},
+            late=_late(order, seen, sight, signed=signed),
+        )
+        for cluster in sorted(expected)
+    ]
+    reasons = {one.cluster: one.reason for one in (*sight.silent, *refused)}
+    no = {one.cluster for one in refused}
+    explained = []
+    for answer in answers:
+        if answer.state is State.WAITING and answer.cluster in no:
+            answer = msgspec.structs.replace(answer, state=State.REFUSED)
+        if answer.state in (State.REFUSED, State.NOT_REACHED) and answer.cluster in reasons:
+            answer = msgspec.structs.replace(answer, reason=reasons[answer.cluster])
+        explained.append(answer)
+    unfinished = {State.WAITING, State.REFUSED} | (set() if signed else {State.NOT_REACHED})
+    return RevocationOutcome(
+        subject=order.subject,
+        is_undone=order.undo,
+        signed=signed,
+        at=at,
+        is_done=not any(answer.state in unfinished for answer in explained),
+        members=tuple(explained),
+    )
+
+
+def near_matches(name: str, known: Collection[str]) -> tuple[str, ...]:
+    """Returns names that somebody who wrote `name` may have meant."""
+    return tuple(get_close_matches(name, sorted(known), n=3))
+
+
+@dataclass
+class Telling:
+    """What a revocation is carried out with. `watch` is shown each state of things; `wait` bounds the whole."""
+
+    mesh: ReachedMesh
+    wait: timedelta
+    clock: Callable[[], datetime]
+    watch: Callable[[RevocationOutcome], None]
+
+
+async def by_root(order: Order, root: Root, telling: Telling) -> RevocationOutcome:
+    """Signs it with the root and hands it to all that are reached. Raises CommandFailed and trust's Refusals.
+
+    A member that is away hears of it from the others when it is back.
+    """
+    at = telling.clock()
+    if order.undo and _is_undone_but_not_everywhere(order, root, await telling.mesh.look()):
+        pass  # it was signed before, and the command was interrupted
+    elif order.undo:
+        root.restore(order.subject, now=at)
+    else:
+        root.revoke(make_revocation(order.subject, at=at, reason=order.reason, sever=order.sever), now=at)
+    sight = await telling.mesh.deliver(root.documents(), ())
+    if not sight.reached:
+        message = f"it is signed (trust bundle {root.bundle.sequence}), but nobody was told: {reasons_of(sight)}"
+        raise CommandFailed(message, "run the same command where one control plane is reached: it tells the others")
+    expected = [member.name for member in root.members() if member.name != order.cluster]
+    return await _follow(order, telling, expected, at=at, root=root)
+
+
+def _is_undone_but_not_everywhere(order: Order, root: Root, sight: Sight) -> bool:
+    if any(one.subject == order.subject for one in root.bundle.revoked):
+        return False
+    return any(order.subject in seen.statement.revoked for seen in sight.members.values())
+
+
+async def by_each(order: Order, clusters: Mapping[str, str], telling: Telling) -> RevocationOutcome:
+    """Tells every control plane that is reached to decide so for its own cluster.
+
+    `clusters` are the names under which they are asked, with the names of their clusters. Raises CommandFailed when
+    nobody did it.
+    """
+    at = telling.clock()
+
+    async def tell(client: AdminClient) -> TrustReport:
+        if order.undo:
+            await client.restore(order.subject)
+        else:
+            await client.revoke(order.subject, reason=order.reason, sever=order.sever)
+        return await client.trust()
+
+    itself = [name for name, cluster in clusters.items() if cluster == order.cluster]
+    answers = await telling.mesh.each(tell, without=itself)
+    if not answers:
+        raise CommandFailed(
+            f"only {order.subject} itself is reached here, and no cluster revokes itself",
+            "name the control planes of the others with --contexts or --admin, or sign it with --root DIR",
+        )
+    sight = put_together(answers)
+    if not sight.reached:
+        hint = "sign it with --root DIR: then the root undoes it" if order.undo else "sign it with --root DIR, for all"
+        raise CommandFailed(f"nobody did it: {reasons_of(sight)}", hint)
+    refused = [Silent(clusters[one.cluster], one.reason) for one in sight.silent]
+    expected = [ClusterName(clusters[name]) for name in answers]
+    return await _follow(order, telling, expected, at=at, refused=refused)
+
+
+async def _follow(
+    order: Order,
+    telling: Telling,
+    expected: Collection[ClusterName],
+    *,
+    at: datetime,
+    root: Root | None = None,
+    refused: Sequence[Silent] = (),
+) -> RevocationOutcome:
+    loop = asyncio.get_running_loop()
+    deadline, handed = loop.time() + telling.wait.total_seconds(), loop.time()
+    live = await telling.mesh.live()
+    while True:
+        sight = await telling.mesh.look()
+        outcome = judge(order, sight, expected, at=at, signed=root is not None, live=live, refused=refused)
+        telling.watch(outcome)
+        if outcome.is_done or loop.time() >= deadline:
+            return outcome
+        if root is not None and loop.time() - handed >= _REPEAT:
+            await telling.mesh.deliver(root.documents(), ())
+            live, handed = await telling.mesh.live(), loop.time()
+        await asyncio.sleep(_POLL)
+
+
+def _late(order: Order, seen: Seen | None, sight: Sight, *, signed: bool) -> str:
+    """Returns why a control plane may not have taken an order."""
+    follows_all = seen is not None and sight.bundle is not None and seen.statement.sequence >= sight.bundle.sequence
+    if signed and order.undo and follows_all:
+        return "revoked it by itself too: undo that without --root"
+    return "has not taken it yet"
+
+
+def _answer(
+    order: Order, seen: Seen | None, cluster: ClusterName, *, at: datetime, is_heard: bool, late: str
+) -> MemberAnswer:
+    if seen is None:
+        return MemberAnswer(cluster=cluster, state=State.NOT_REACHED, reason="nothing was ever heard of it")
+    said = seen.statement
+    has_it = (order.subject in said.revoked) is not order.undo
+    enforcing = said.enforcing if has_it else 0
+    if has_it and enforcing >= said.proxies:
+        since = said.enforced_since
+        # The clocks of members differ: it did not come into force before it was decided.
+        seconds = None if since is None else max(0.0, round((since - at).total_seconds(), 1))
+        return MemberAnswer(
+            cluster=cluster,
+            state=State.IN_FORCE,
+            since=since,
+            seconds=seconds,
+            proxies=said.proxies,
+            enforcing=enforcing,
+        )
+    if not is_heard:
+        return MemberAnswer(cluster=cluster, state=State.NOT_REACHED, reason="is not heard now", proxies=said.proxies)
+    waiting = said.waiting if has_it else (Waiting("the control plane", late),)
+    return MemberAnswer(
+        cluster=cluster, state=State.WAITING, proxies=said.proxies, enforcing=enforcing, waiting=waiting
+    )
