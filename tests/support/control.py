@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import msgspec
@@ -23,8 +24,8 @@ from federation.xds.bootstrap import bootstrap, token_file, trust_bundle_file
 from tests.support.addresses import free_address
 from tests.support.envoy import Envoy, start_envoy
 from tests.support.etcd import start_etcd
-from trust.authority import Root
 from trust.certificates import certificate_pem
+from trust.root import Root
 from trust.spiffe import ClusterName, control_dns_name, control_identity, spiffe_id
 
 Answer = TypeVar("Answer")
@@ -69,7 +70,14 @@ class Control:
     """One control plane replica, whose data directory survives `kill`."""
 
     def __init__(
-        self, folder: Path, name: str, *, etcd: str, arguments: Sequence[str], replica: str = "control-1"
+        self,
+        folder: Path,
+        name: str,
+        *,
+        etcd: str,
+        arguments: Sequence[str],
+        replica: str = "control-1",
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Replicas of one cluster share the folder."""
         address = free_address()
@@ -86,6 +94,7 @@ class Control:
             *("control", "--cluster", name, "--domain", DOMAIN, "--etcd", etcd, "--data", str(self.data)),
             *("--manifests", str(self.manifests), "--address", address, "--name", replica, *arguments),
         )
+        self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -102,7 +111,11 @@ class Control:
         """Starts the process and returns when its admin API answers."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+                *self._command,
+                env={**os.environ, **self._environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         async with asyncio.timeout(PATIENCE.total_seconds()):
             while not is_listening(self.address, 15014):
@@ -145,13 +158,18 @@ class Control:
 
 
 @asynccontextmanager
-async def start_control(folder: Path, name: str = "east", *arguments: str) -> AsyncIterator[Control]:
-    """Runs an etcd and a control plane of cluster `name`, with all their files below `folder`."""
+async def start_control(
+    folder: Path, name: str = "east", *arguments: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Control]:
+    """Runs an etcd and a control plane of cluster `name`, with all their files below `folder`.
+
+    `environment` is added to the control plane's.
+    """
     etcd_folder = folder / "etcd"
     await asyncio.to_thread(lambda: etcd_folder.mkdir(parents=True))
     options = arguments if "--region" in arguments else ("--region", "eu", *arguments)
     async with start_etcd(etcd_folder) as etcd:
-        control = Control(folder, name, etcd=etcd.url, arguments=options)
+        control = Control(folder, name, etcd=etcd.url, arguments=options, environment=environment)
         try:
             await control.start()
             yield control
@@ -231,7 +249,14 @@ async def join(root: Root, control: Control, via: Control | None = None) -> None
 
 @asynccontextmanager
 async def start_proxy(
-    control: Control, root: Root, node: str, *, address: str, account: str, zone: str = "a"
+    control: Control,
+    root: Root,
+    node: str,
+    *,
+    address: str,
+    account: str,
+    zone: str = "a",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Envoy]:
     """Runs a real Envoy that the control plane configures; `account` is a service account of shop, or "gateway"."""
     folder = control.folder / node.replace("/", "-")
@@ -255,7 +280,7 @@ async def start_proxy(
         trust_bundle_path=str(folder / "trust" / "bundle.json"),
         token_path=str(folder / "token.json"),
     )
-    async with start_envoy(config, folder=folder) as envoy:
+    async with start_envoy(config, folder=folder, environment=environment) as envoy:
         yield envoy
 
 
