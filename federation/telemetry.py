@@ -31,8 +31,15 @@ OBJECTS = "isthmus.objects"
 REVISION = "isthmus.revision"
 LEADING = "isthmus.leading"
 CERTIFICATE_LEFT = "isthmus.certificate.left"
+ISSUED = "isthmus.issued"
+ISSUANCE_REFUSED = "isthmus.issuance.refused"
+TRUST_PROXIES = "isthmus.trust.proxies"
+TRUST_SEQUENCE = "isthmus.trust.sequence"
+TRUST_WARNINGS = "isthmus.trust.warnings"
+REVOCATIONS = "isthmus.revocations"
 
 SCOPE, ROLE, TYPE, STATE, SEVERITY, KIND = "scope", "role", "type", "state", "severity", "kind"
+REASON, ORIGIN = "reason", "origin"
 
 # Seconds. A healthy local change takes some 20 ms, a remote one some 100 ms; a minute means that a proxy was away.
 _CONVERGENCE_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -44,18 +51,23 @@ class Gauges(msgspec.Struct, frozen=True):
     """What the process looks like at the moment of a scrape.
 
     `rejections` counts by short xDS type, `peers` by liveness, `findings` by severity, `objects` by kind, `proxies` and
-    `proxies_in_step` by role. `certificate_left` is in seconds.
+    `proxies_in_step` by role. `certificate_left` is in seconds, the least of each kind (leaf, intermediate, root).
+    `trust_proxies` counts by what they have taken of the mesh's trust, `revocations` by who decided.
     """
 
     revision: int = 0
     is_leading: bool = False
-    certificate_left: float = 0.0
+    certificate_left: Mapping[str, float] = _NONE
     proxies: Mapping[str, int] = _NONE
     proxies_in_step: Mapping[str, int] = _NONE
     rejections: Mapping[str, int] = _NONE
     peers: Mapping[str, int] = _NONE
     findings: Mapping[str, int] = _NONE
     objects: Mapping[str, int] = _NONE
+    trust_sequence: int = 0
+    trust_warnings: int = 0
+    trust_proxies: Mapping[str, int] = _NONE
+    revocations: Mapping[str, int] = _NONE
 
 
 class Telemetry:
@@ -78,6 +90,10 @@ class Telemetry:
         )
         self._pushes = meter.create_counter(PUSHES, description="Responses sent to proxies.")
         self._refusals = meter.create_counter(REFUSALS, description="Responses that proxies refused.")
+        self._issued = meter.create_counter(ISSUED, description="Certificates made, by whom they are for.")
+        self._issuance_refused = meter.create_counter(
+            ISSUANCE_REFUSED, description="Certificates that were asked for and not made."
+        )
         self._read = read
         self._gauges = Gauges()
 
@@ -87,15 +103,18 @@ class Telemetry:
 
             meter.create_observable_gauge(name, [observe], unit, text)
 
-        def labelled(name: str, label: str, values: Callable[[Gauges], Mapping[str, int]], text: str) -> None:
+        def labelled(
+            name: str, label: str, values: Callable[[Gauges], Mapping[str, float]], text: str, unit: str = ""
+        ) -> None:
             def observe(_: CallbackOptions) -> Iterable[Observation]:
                 return [Observation(count, {label: key}) for key, count in values(self._gauges).items()]
 
-            meter.create_observable_gauge(name, [observe], description=text)
+            meter.create_observable_gauge(name, [observe], unit, text)
 
         single(REVISION, "", lambda now: now.revision, "Revision of the picture of this replica.")
         single(LEADING, "", lambda now: int(now.is_leading), "1 when this replica leads its cluster.")
-        single(CERTIFICATE_LEFT, "s", lambda now: now.certificate_left, "Time until the control plane's leaf expires.")
+        single(TRUST_SEQUENCE, "", lambda now: now.trust_sequence, "Number of the trust bundle in force.")
+        single(TRUST_WARNINGS, "", lambda now: now.trust_warnings, "What `isthmus trust status` warns of.")
         labelled(PROXIES, ROLE, lambda now: now.proxies, "Proxies connected to this replica.")
         labelled(
             PROXIES_IN_STEP, ROLE, lambda now: now.proxies_in_step, "Proxies that acknowledged all they should have."
@@ -104,6 +123,11 @@ class Telemetry:
         labelled(PEERS, STATE, lambda now: now.peers, "Other members of the mesh.")
         labelled(FINDINGS, SEVERITY, lambda now: now.findings, "What is wrong with the objects of this cluster.")
         labelled(OBJECTS, KIND, lambda now: now.objects, "Objects in the picture.")
+        labelled(
+            CERTIFICATE_LEFT, KIND, lambda now: now.certificate_left, "Time until the first of a kind expires.", "s"
+        )
+        labelled(TRUST_PROXIES, STATE, lambda now: now.trust_proxies, "Proxies by what they have taken of the trust.")
+        labelled(REVOCATIONS, ORIGIN, lambda now: now.revocations, "Who is believed no longer, by who decided.")
 
     def converged(self, took: timedelta, is_remote: bool) -> None:
         """Notes that a proxy has acknowledged a change that was first seen `took` ago, here or at a peer."""
@@ -117,6 +141,14 @@ class Telemetry:
     def refused(self, type_name: str) -> None:
         """Notes a response that a proxy refused."""
         self._refusals.add(1, {TYPE: type_name})
+
+    def issued(self, role: str) -> None:
+        """Notes a certificate for a "sidecar", a "gateway" or the "control" plane."""
+        self._issued.add(1, {ROLE: role})
+
+    def issuance_refused(self, reason: str) -> None:
+        """Notes a certificate that was not made; `reason` is one of few words."""
+        self._issuance_refused.add(1, {REASON: reason})
 
     def text(self) -> bytes:
         """Returns all metrics in the text format of Prometheus (CONTENT_TYPE)."""

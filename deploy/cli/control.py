@@ -12,7 +12,7 @@ import click
 import uvloop
 
 from deploy.cli.spans import Span
-from deploy.control.options import ControlOptions
+from deploy.control.options import SHORTEST_STREAM, ControlOptions
 from deploy.control.process import run
 from deploy.failures import CommandFailed
 from deploy.logs import start_logging
@@ -55,7 +55,18 @@ from trust.spiffe import ClusterName, InvalidName, parse_cluster, parse_domain
 )
 @click.option("--control-addresses", default="", help="Addresses of all replicas, separated by commas.  [--address]")
 @click.option("--leaf-lifetime", type=Span(), default="24h", help="Lifetime of the workloads' certificates.")
-@click.option("--ca-passphrase-file", type=click.Path(dir_okay=False, path_type=Path), help="Encrypts the CA key.")
+@click.option("--stream-max-age", type=Span(), default="30m", help="After which a proxy shows its token again.")
+@click.option(
+    "--ca-keys",
+    default="",
+    metavar="URI",
+    help="Where the CA keys are: a token's `pkcs11:token=...?module-path=...&pin-source=file:...`.  [files in --data]",
+)
+@click.option(
+    "--ca-passphrase-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of the passphrase that encrypts the CA keys, or of the token's PIN.",
+)
 @click.option("--name", default="control-1", help="Name of this replica, unlike those of the others.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
 def control(
@@ -77,6 +88,8 @@ def control(
     peer_gateways: tuple[str, ...],
     control_addresses: str,
     leaf_lifetime: timedelta,
+    stream_max_age: timedelta,
+    ca_keys: str,
     ca_passphrase_file: Path | None,
     name: str,
     log_format: str,
@@ -87,6 +100,8 @@ def control(
     """
     if leaf_lifetime < MINIMUM_LEAF_LIFETIME:
         raise click.UsageError(f"--leaf-lifetime is at least {MINIMUM_LEAF_LIFETIME.total_seconds():.0f}s")
+    if stream_max_age < SHORTEST_STREAM:
+        raise click.UsageError(f"--stream-max-age is at least {SHORTEST_STREAM.total_seconds():.0f}s")
     if etcd_ca is None and (etcd_cert or etcd_key):
         raise click.UsageError("--etcd-cert and --etcd-key need --etcd-ca")
     try:
@@ -113,6 +128,8 @@ def control(
         address=address,
         control_addresses=tuple(_listed(control_addresses)) or (address,),
         leaf_lifetime=leaf_lifetime,
+        stream_max_age=stream_max_age,
+        ca_keys=ca_keys,
         ca_passphrase=_read_passphrase(ca_passphrase_file),
     )
     start_logging(log_format)

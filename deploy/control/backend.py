@@ -1,24 +1,32 @@
-"""What the admin API asks of a running control plane, answered: reports, joining, tokens."""
+"""What the admin API asks of a running control plane, answered: reports, joining, tokens, trust."""
 
-import logging
 from datetime import UTC, datetime
 from typing import Protocol
 
+from deploy.control import keeper
 from deploy.control.membership import Joining
 from deploy.control.options import ControlOptions
 from deploy.control.reports import cluster_reports, gauges, introduction, is_in_step, proxy_report, service_reports
 from deploy.control.tokens import Tokens
-from federation.admin import AdminRefused, TokenOrder
+from deploy.control.trust_desk import TrustDesk
+from federation.admin import AdminRefused, RevocationOrder, TokenOrder, TrustDocuments
 from federation.model import CONTROL_ADMIN_PORT
 from federation.names import host_port
 from federation.peering.peers import PeerStatus
-from federation.reports import ClusterReport, KnownTokenReport, ProxyReport, ServiceReport, StatusReport, TokenReport
+from federation.reports import (
+    ClusterReport,
+    KnownTokenReport,
+    ProxyReport,
+    RevocationReport,
+    ServiceReport,
+    StatusReport,
+    TokenReport,
+    TrustReport,
+)
 from federation.store import MeshStore
 from federation.telemetry import Gauges, Telemetry
 from federation.xds.ads import ProxyStatus
 from trust.joining import Grant, Introduction, JoinRequest
-
-log = logging.getLogger(__name__)
 
 
 class MemberParts(Protocol):
@@ -33,8 +41,8 @@ class MemberParts(Protocol):
         """The replica that leads, empty when unknown."""
 
     @property
-    def certificate_expires(self) -> datetime:
-        """When the control plane's own certificate expires."""
+    def desk(self) -> TrustDesk:
+        """Answers what is asked about trust."""
 
     def proxies(self) -> tuple[ProxyStatus, ...]: ...
     def peers(self) -> tuple[PeerStatus, ...]: ...
@@ -62,7 +70,7 @@ class Backend:
         snapshot, settings, parts = self._store.snapshot, self._options.settings, self.parts
         proxies = parts.proxies() if parts else ()
         leader = parts.leader if parts else ""
-        waiting = sorted(self._store.missing) + ([] if parts else ["join"])
+        waiting = sorted(self._store.missing) if parts else [*sorted(self._store.missing - {keeper.ORIGIN}), "join"]
         return StatusReport(
             cluster=settings.name,
             domain=settings.domain,
@@ -83,8 +91,9 @@ class Backend:
             clusters=len(snapshot.members.keys() | {settings.name}),
             proxies=len(proxies),
             proxies_in_step=sum(map(is_in_step, proxies)),
-            certificate_expires=parts.certificate_expires if parts else None,
+            certificate_expires=parts.desk.standing().own_leaf if parts else None,
             findings=tuple(finding for _, found in sorted(snapshot.findings.items()) for finding in found),
+            warnings=parts.desk.warnings() if parts else (),
         )
 
     def clusters(self) -> tuple[ClusterReport, ...]:
@@ -120,8 +129,11 @@ class Backend:
         return await self._joining.request(fresh=fresh)
 
     async def join(self, grant: Grant) -> None:
-        """Takes a grant."""
-        await self._joining.accept(grant)
+        """Takes a grant: the first, or one for the next authority."""
+        if self.parts is None:
+            await self._joining.accept(grant)
+        else:
+            await self.parts.desk.accept(grant)
 
     async def tokens(self) -> tuple[KnownTokenReport, ...]:
         """Returns the join tokens as they are kept."""
@@ -135,6 +147,37 @@ class Backend:
         """Removes a join token: the proxies that it admitted are out."""
         return await self._tokens.revoke(token, asked_by=asked_by)
 
+    def trust(self) -> TrustReport:
+        """Returns whom this cluster believes, and what it and its peers say of their trust."""
+        return self._desk.report()
+
+    async def take_documents(self, documents: TrustDocuments, *, asked_by: str) -> TrustReport:
+        """Takes what the root signed, for this cluster or to be passed on."""
+        return await self._desk.take_documents(documents, asked_by=asked_by)
+
+    def revocations(self) -> tuple[RevocationReport, ...]:
+        """Returns who is believed no longer here."""
+        return self._desk.revocations()
+
+    async def revoke(self, order: RevocationOrder, *, asked_by: str) -> RevocationReport:
+        """Has this cluster believe somebody no longer."""
+        return await self._desk.revoke(order, asked_by=asked_by)
+
+    async def restore(self, subject: str, *, asked_by: str) -> tuple[RevocationReport, ...]:
+        """Undoes `revoke`."""
+        return await self._desk.restore(subject, asked_by=asked_by)
+
+    @property
+    def _desk(self) -> TrustDesk:
+        if self.parts is None:
+            name = self._options.settings.name
+            raise AdminRefused(
+                f"{name} is no member of a mesh yet: it has no trust of its own",
+                f"isthmus join {name} --root DIR comes first",
+                status=409,
+            )
+        return self.parts.desk
+
     def _gauges(self) -> Gauges:
         parts = self.parts
         return gauges(
@@ -142,6 +185,6 @@ class Backend:
             parts.proxies() if parts else (),
             settings=self._options.settings,
             is_leading=parts is not None and parts.leader == self._options.replica,
-            certificate_expires=parts.certificate_expires if parts else None,
+            standing=parts.desk.standing() if parts and self.is_ready else None,
             now=datetime.now(UTC),
         )

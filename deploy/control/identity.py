@@ -1,26 +1,42 @@
 """The certificates of a running cluster: the control plane's own, and those that its proxies get over SDS.
 
-All of them live hours and are made anew at half of their life; nobody is disconnected for that.
+All of them live hours and are made anew at half of their life, and at once when another authority signs; nobody is
+disconnected for that.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import grpc
+import msgspec
 
 from federation.model import PodKey, ProxyScope
-from federation.xds.resources import Resource
+from federation.xds.ads import Issued
 from federation.xds.secrets import secret_resources
+from trust.audit import AuditEvent
+from trust.bundle import Revocation, bundle_digest, is_revoked
 from trust.issuance import IssuanceRefused, Issuer, X509Svid
-from trust.spiffe import Identity
+from trust.spiffe import Identity, spiffe_id
 
 log = logging.getLogger(__name__)
 
 _RETRY = timedelta(seconds=10)
 """Until an issuing that was refused (an expired intermediate) is tried again: a new grant may have come."""
+
+REVOKED = "revoked"
+"""Reason of the audit event when a revoked workload asks for its certificate."""
+
+
+class _Shown(msgspec.Struct, frozen=True):
+    """What a handshake is made with: our certificate, and whom we believe. Compared by identity."""
+
+    svid: X509Svid
+    authority: str
+    bundle_pem: bytes
+    renew_at: datetime
 
 
 class OwnIdentity:
@@ -34,83 +50,152 @@ class OwnIdentity:
         self._issuer = issuer
         self._identity = identity
         self._lock = threading.Lock()
-        self._svid = issuer.issue(identity, now=datetime.now(UTC))
-        self._renew_at = self._svid.renew_at
+        self._shown = self._made(datetime.now(UTC))
 
     def current(self) -> X509Svid:
         """Returns the certificate to show now."""
-        now = datetime.now(UTC)
+        return self._current().svid
+
+    @property
+    def authority(self) -> str:
+        """The fingerprint of the authority that signed the certificate to show."""
+        return self._shown.authority
+
+    @property
+    def bundle_pem(self) -> bytes:
+        """The roots that are believed now."""
+        return self._shown.bundle_pem
+
+    def switch(self, issuer: Issuer) -> None:
+        """Has the next handshake made with a certificate by `issuer`, and with the roots that it trusts.
+
+        When it cannot issue, the old certificate stays until it can.
+        """
         with self._lock:
-            if now >= self._renew_at:
-                try:
-                    self._svid = self._issuer.issue(self._identity, now=now)
-                    self._renew_at = self._svid.renew_at
-                    log.info("own certificate renewed", extra={"expires": self._svid.not_after})
-                except IssuanceRefused as error:
-                    self._renew_at = now + _RETRY
-                    log.error("own certificate cannot be renewed", extra={"reason": error.message, "hint": error.hint})
-            return self._svid
+            before, self._issuer = self._issuer, issuer
+            now = datetime.now(UTC)
+            if issuer.authority == before.authority:
+                self._shown = msgspec.structs.replace(self._shown, bundle_pem=issuer.trust_bundle_pem)
+            else:
+                self._renew(now)
 
     def server_credentials(self, *, wants_clients: bool) -> grpc.ServerCredentials:
         """Returns credentials of one port that follow renewals; `wants_clients` requires a certificate of the mesh."""
-        shown = self.current()
+        shown = self._current()
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
             # gRPC replaces what it has, without a lock, whenever it is given something: with every handshake anew, a
             # storm of them ended the process by a double free. None means that nothing changed.
             nonlocal shown
-            svid = self.current()
+            newest = self._current()
             with self._lock:
-                if svid is shown:
+                if newest is shown:
                     return None
-                shown = svid
-            return self._configuration(svid)
+                shown = newest
+            return _configuration(newest)
 
         fetcher = cast(
             "Callable[[], grpc.ServerCertificateConfiguration]", renewed
         )  # the types forget that None is taken
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration(shown), fetcher, require_client_authentication=wants_clients
+            _configuration(shown), fetcher, require_client_authentication=wants_clients
         )
 
-    def _configuration(self, svid: X509Svid) -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration(
-            [(svid.key_pem, svid.certificate_chain_pem)], root_certificates=self._issuer.trust_bundle_pem
-        )
+    def _current(self) -> _Shown:
+        now = datetime.now(UTC)
+        with self._lock:
+            if now >= self._shown.renew_at:
+                self._renew(now)
+            return self._shown
+
+    def _renew(self, now: datetime) -> None:
+        try:
+            self._shown = self._made(now)
+            log.info("own certificate renewed", extra={"expires": self._shown.svid.not_after})
+        except IssuanceRefused as error:
+            self._shown = msgspec.structs.replace(
+                self._shown, bundle_pem=self._issuer.trust_bundle_pem, renew_at=now + _RETRY
+            )
+            log.error("own certificate cannot be renewed", extra={"reason": error.message, "hint": error.hint})
+
+    def _made(self, now: datetime) -> _Shown:
+        svid = self._issuer.issue(self._identity, now=now, asked_by="control plane")
+        return _Shown(svid, self._issuer.authority, self._issuer.trust_bundle_pem, svid.renew_at)
+
+
+def _configuration(shown: _Shown) -> grpc.ServerCertificateConfiguration:
+    pairs = [(shown.svid.key_pem, shown.svid.certificate_chain_pem)]
+    return grpc.ssl_server_certificate_configuration(pairs, root_certificates=shown.bundle_pem)
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """A certificate that a proxy has, and the authority that signed it."""
+
+    svid: X509Svid
+    authority: str
 
 
 class ProxySecrets:
     """Issues the certificates of proxies and remembers them: a stream that comes back gets the one it has.
 
-    This is the `SecretSource` of the ADS server.
+    This is the `SecretSource` of the ADS server. Used from one event loop.
     """
 
-    def __init__(self, issuer: Issuer) -> None:
+    def __init__(
+        self,
+        issuer: Issuer,
+        *,
+        revoked: Callable[[], Iterable[Revocation]],
+        on_event: Callable[[AuditEvent], None],
+    ) -> None:
+        """`revoked` says who gets nothing now; `on_event` is told of each who asked all the same."""
         self._issuer = issuer
-        self._issued: dict[tuple[Identity, PodKey | str], X509Svid] = {}
+        self._revoked = revoked
+        self._on_event = on_event
+        self._held: dict[tuple[Identity, PodKey | str], _Held] = {}
 
-    def secrets(
-        self, scope: ProxyScope, now: datetime, *, asked_by: str = "", proof: str = ""
-    ) -> tuple[Mapping[str, Resource], datetime]:
-        """Returns the secrets of a proxy and when to ask again."""
+    def switch(self, issuer: Issuer) -> None:
+        """Has the next certificates made by `issuer`: for each proxy when it is asked next."""
+        self._issuer = issuer
+
+    def secrets(self, scope: ProxyScope, now: datetime, *, asked_by: str, proof: str) -> Issued:
+        """Returns the secrets of a proxy and when to ask again; none for whom is revoked."""
         holder = (scope.identity, scope.pod.key if scope.pod else scope.address)
-        known = self._issued.get(holder)
-        if known is None or now >= known.renew_at:
-            self._forget(now)
-            try:
-                known = self._issued[holder] = self._issuer.issue(scope.identity, now=now)
-            except IssuanceRefused as error:
-                log.error(
-                    "certificate of a proxy cannot be issued",
-                    extra={"identity": str(scope.identity), "reason": error.message, "hint": error.hint},
-                )
-                if known is None:
-                    return {}, now + _RETRY
-                return self._resources(known), now + _RETRY
-        return self._resources(known), known.renew_at
+        if is_revoked(self._revoked(), scope.identity):
+            self._held.pop(holder, None)
+            subject = spiffe_id(scope.identity, self._issuer.domain)
+            self._on_event(
+                AuditEvent(kind="refused", at=now, subject=subject, asked_by=asked_by, proof=proof, reason=REVOKED)
+            )
+            return _nothing(now)
+        known = self._held.get(holder)
+        if known is not None and known.authority == self._issuer.authority and now < known.svid.renew_at:
+            return self._issued(known, known.svid.renew_at)
+        self._forget(now)
+        try:
+            svid = self._issuer.issue(scope.identity, now=now, asked_by=asked_by, proof=proof)
+        except IssuanceRefused as error:
+            log.error(
+                "certificate of a proxy cannot be issued",
+                extra={"identity": str(scope.identity), "reason": error.message, "hint": error.hint},
+            )
+            return _nothing(now) if known is None else self._issued(known, now + _RETRY)
+        made = self._held[holder] = _Held(svid, self._issuer.authority)
+        return self._issued(made, svid.renew_at)
 
-    def _resources(self, svid: X509Svid) -> Mapping[str, Resource]:
-        return secret_resources(svid.certificate_chain_pem, svid.key_pem, self._issuer.trust_bundle_pem)
+    def _issued(self, held: _Held, renew_at: datetime) -> Issued:
+        svid, issuer = held.svid, self._issuer
+        return Issued(
+            secret_resources(svid.certificate_chain_pem, svid.key_pem, issuer.trust_bundle_pem),
+            renew_at,
+            authority=held.authority,
+            bundle=bundle_digest(issuer.bundle),
+            expires=svid.not_after,
+        )
 
     def _forget(self, now: datetime) -> None:
-        self._issued = {holder: svid for holder, svid in self._issued.items() if svid.not_after > now}
+        self._held = {holder: held for holder, held in self._held.items() if held.svid.not_after > now}
+
+
+def _nothing(now: datetime) -> Issued:
+    return Issued({}, now + _RETRY, authority="", bundle="", expires=None)

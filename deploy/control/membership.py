@@ -4,12 +4,11 @@ import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
 
-import msgspec
-
 from deploy.control.options import ControlOptions
 from deploy.control.reports import introduction
-from trust.authority import Enrolment, Intermediate
-from trust.joining import Grant, Introduction, JoinRequest
+from trust.custody import open_custody
+from trust.enrolment import Enrolment, Membership
+from trust.joining import Grant, JoinRequest
 
 log = logging.getLogger(__name__)
 
@@ -17,39 +16,34 @@ _LOOK = timedelta(seconds=0.5)
 """Between two looks at the directory that the replicas share: another one may have been handed the grant."""
 
 
-class Membership(msgspec.Struct, frozen=True):
-    """What makes this cluster a member: its authority, and the members that it was introduced to."""
-
-    authority: Intermediate
-    introductions: tuple[Introduction, ...]
-
-
 class Joining:
-    """The way of one replica into the mesh. Disk and keys are used in threads."""
+    """The way of one replica into the mesh; the keeper uses its `enrolment` on. Disk and keys are used in threads."""
 
     def __init__(self, options: ControlOptions) -> None:
+        """Opens where the keys are. Blocks; raises CustodyRefused."""
         self._about = introduction(options.settings)
         self._domain = options.settings.domain
-        self._enrolment = Enrolment(options.data, options.ca_passphrase)
+        custody = open_custody(options.ca_keys, directory=options.data, passphrase=options.ca_passphrase)
+        self.enrolment = Enrolment(options.data, custody)
         self._accepted = asyncio.Event()
         self.membership: Membership | None = None
 
     def load(self) -> None:
         """Looks whether the cluster has joined already. Blocks; raises a Refusal for a directory in disorder."""
-        found = self._enrolment.load()
+        found = self.enrolment.load()
         if found is not None and self.membership is None:
-            self.membership = Membership(*found)
+            self.membership = found
             self._accepted.set()
 
     async def request(self, *, fresh: bool) -> JoinRequest:
         """Returns the pending request, or a `fresh` one in its place; raises JoinRefused for a member."""
         return await asyncio.to_thread(
-            lambda: self._enrolment.request(self._about, domain=self._domain, now=datetime.now(UTC), fresh=fresh)
+            lambda: self.enrolment.request(self._about, domain=self._domain, now=datetime.now(UTC), fresh=fresh)
         )
 
     async def accept(self, grant: Grant) -> None:
         """Takes a grant; raises JoinRefused and then nothing has changed."""
-        await asyncio.to_thread(lambda: self._enrolment.accept(grant, now=datetime.now(UTC)))
+        await asyncio.to_thread(lambda: self.enrolment.accept(grant, now=datetime.now(UTC)))
         await asyncio.to_thread(self.load)
         log.info("cluster joined", extra={"domain": grant.domain, "introduced_to": len(grant.introductions)})
 

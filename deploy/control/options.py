@@ -13,6 +13,9 @@ from federation.xds.ads import MAX_AGE
 from trust import files
 from trust.issuance import LEAF_LIFETIME
 
+SHORTEST_STREAM = timedelta(seconds=5)
+"""Least of `stream_max_age`: proxies that come back all the time do nothing else."""
+
 _TOKEN_BYTES = 32
 _SHORTEST_TOKEN = 20  # characters; an empty file would open the API to everybody who sends an empty token
 

@@ -1,34 +1,36 @@
 """The assembly of a control plane: which part runs when, and how all of them end.
 
 at once          sources and the copy of etcd fill the picture; the admin API answers
-once joined      the election: the leader publishes, and listens to the peers
+once joined      the keeper of its trust, the election: the leader publishes, and listens to the peers
 once complete    ADS for the proxies, the federation stream for the peers
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
 
 import grpc
 from aiohttp import web
 
+from deploy.control import keeper
 from deploy.control.admissions import Admissions
 from deploy.control.audit import Trail
 from deploy.control.backend import Backend
-from deploy.control.identity import OwnIdentity, ProxySecrets
-from deploy.control.membership import Joining, Membership
+from deploy.control.keeper import Keeper
+from deploy.control.membership import Joining
 from deploy.control.options import ControlOptions, admin_token
 from deploy.control.proxies import Compiler
-from deploy.control.reports import introduced_member, short_type
+from deploy.control.reports import introduced_member, issued_to, refused_because, short_type
 from deploy.control.tokens import Tokens
+from deploy.control.trust_desk import TrustDesk
 from federation.admin import admin_app
 from federation.etcd import EtcdClient, EtcdUnavailable, Fenced
 from federation.etcd.election import Election, Leadership
+from federation.ledger import ProxyLedger
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT
 from federation.names import host_port, member_key
-from federation.peering.exports import encode, own_member
+from federation.peering.exports import encode
 from federation.peering.offer import Offer
 from federation.peering.peers import Peers, PeerStatus
 from federation.peering.publisher import Publisher
@@ -40,13 +42,12 @@ from federation.xds.ads import AdsServer, ProxyStatus
 from federation.xds.server import SERVER_OPTIONS
 from trust.attestation import Door
 from trust.audit import AuditEvent
-from trust.issuance import Issuer
+from trust.enrolment import Enrolment, Membership
 from trust.refusals import Refusal
-from trust.spiffe import control_identity
 
 log = logging.getLogger(__name__)
 
-ORIGINS = frozenset({"source", "etcd"})
+ORIGINS = frozenset({"source", "etcd", keeper.ORIGIN})
 """Who must have told all it has before anybody is told anything."""
 
 _GRACE = 0.5  # seconds for streams to end when the process is told to; proxies go to another replica at once
@@ -70,7 +71,7 @@ async def run(options: ControlOptions, stop: asyncio.Event) -> None:
 
 async def _run(options: ControlOptions) -> None:
     token = await asyncio.to_thread(admin_token, options)
-    joining = Joining(options)
+    joining = await asyncio.to_thread(Joining, options)
     await asyncio.to_thread(joining.load)
     store = MeshStore(ORIGINS)
     replica = Replica(options.settings, store)
@@ -87,13 +88,14 @@ async def _run(options: ControlOptions) -> None:
             membership = await joining.wait()
             member = Member(
                 options,
+                joining.enrolment,
                 membership,
                 store=store,
                 etcd=etcd,
                 replica=replica,
-                telemetry=backend.telemetry,
                 tokens=tokens,
-                on_event=trail.note,
+                trail=trail,
+                telemetry=backend.telemetry,
             )
             backend.parts = member
             await member.run()
@@ -105,45 +107,61 @@ class Member:
     def __init__(
         self,
         options: ControlOptions,
+        enrolment: Enrolment,
         membership: Membership,
         *,
         store: MeshStore,
         etcd: EtcdClient,
         replica: Replica,
-        telemetry: Telemetry,
         tokens: Tokens,
-        on_event: Callable[[AuditEvent], None],
+        trail: Trail,
+        telemetry: Telemetry,
     ) -> None:
         settings = options.settings
         self._options = options
-        self._tokens = tokens
         self._introductions = membership.introductions
         self._store = store
         self._etcd = etcd
-        issuer = Issuer(membership.authority, leaf_lifetime=options.leaf_lifetime)
-        self._identity = OwnIdentity(issuer, control_identity(settings.name))
-        record = own_member(settings, certificate=issuer.intermediate_pem.decode())
-        self._offer = Offer(settings, record, store=store, etcd=etcd, replica=replica)
-        self._publisher = Publisher(store, etcd, replica=replica, offer=self._offer)
-        self._peers = Peers(
+        self._tokens = tokens
+        self._trail = trail
+        self._telemetry = telemetry
+        self._ledger = ProxyLedger(etcd)
+        self._keeper = Keeper(
             settings,
-            record,
+            enrolment,
+            membership,
+            data=options.data,
+            leaf_lifetime=options.leaf_lifetime,
             store=store,
             etcd=etcd,
             replica=replica,
-            identity=self._identity.current,
-            trust_bundle=lambda: issuer.trust_bundle_pem,
+            ledger=self._ledger,
+            connected=lambda: {proxy.node for proxy in self._ads.proxies()},
+            on_event=self._note,
         )
+        self._offer = Offer(settings, self._keeper, store=store, etcd=etcd, replica=replica)
+        self._publisher = Publisher(self._keeper, store=store, etcd=etcd, replica=replica, offer=self._offer)
+        self._peers = Peers(settings, self._keeper, store=store, etcd=etcd, replica=replica)
         self._election = Election(etcd, options.replica)
         self._ads = AdsServer(
             store,
             Compiler(settings, options.control_addresses),
-            admission=Admissions(settings, Door([tokens]), on_event),
-            secrets=ProxySecrets(issuer),
+            admission=Admissions(settings, Door([tokens]), self._note),
+            secrets=self._keeper.secrets,
+            ledger=self._ledger,
             on_converged=telemetry.converged,
             on_pushed=lambda type_url: telemetry.pushed(short_type(type_url)),
             on_rejected=lambda type_url: telemetry.refused(short_type(type_url)),
             max_age=options.stream_max_age,
+        )
+        self.desk = TrustDesk(
+            self._keeper,
+            store=store,
+            etcd=etcd,
+            replica=replica,
+            proxies=self._ads.proxies,
+            leaf_lifetime=options.leaf_lifetime,
+            on_event=self._note,
         )
         self._is_serving = False
 
@@ -157,11 +175,6 @@ class Member:
         """The replica that leads, empty when unknown."""
         return self._election.leader or ""
 
-    @property
-    def certificate_expires(self) -> datetime:
-        """When the control plane's own certificate expires."""
-        return self._identity.current().not_after
-
     def proxies(self) -> tuple[ProxyStatus, ...]:
         """The proxies of this replica."""
         return self._ads.proxies()
@@ -173,18 +186,21 @@ class Member:
     async def run(self) -> None:
         """Runs for ever."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._keeper.run())
+            group.create_task(self._ledger.run())
             group.create_task(self._offer.run())
             group.create_task(self._election.run(self._lead))
             group.create_task(self._serve())
+            group.create_task(self.desk.run())
 
     async def _serve(self) -> None:
         """Opens the ports once the picture is whole: who asks earlier would be told that there is nothing."""
         await self._store.wait_ready()
         address = self._options.address
-        ads = _server(self._ads.handler, address, ADS_PORT, self._identity.server_credentials(wants_clients=False))
-        federation = _server(
-            self._offer.handler, address, FEDERATION_PORT, self._identity.server_credentials(wants_clients=True)
-        )
+        identity = self._keeper.identity
+        ads = _server(self._ads.handler, address, ADS_PORT, identity.server_credentials(wants_clients=False))
+        peers = identity.server_credentials(wants_clients=True)
+        federation = _server(self._offer.handler, address, FEDERATION_PORT, peers)
         try:
             await ads.start()
             await federation.start()
@@ -203,9 +219,22 @@ class Member:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._publisher.run(leadership))
                 group.create_task(self._peers.run(leadership))
+                group.create_task(self._ledger.sweep(leadership, self._store))
+                group.create_task(self._keeper.lead())
                 group.create_task(self._tokens.run_tidying())
         except BaseExceptionGroup as errors:
             raise _only(errors, (Fenced, EtcdUnavailable)) from None
+
+    def _note(self, event: AuditEvent) -> None:
+        """Writes an event into the audit trail and counts it. Safe in any thread."""
+        self._trail.note(event)
+        match event.kind:
+            case "issued":
+                self._telemetry.issued(issued_to(event.subject))
+            case "refused":
+                self._telemetry.issuance_refused(refused_because(event))
+            case _:
+                pass
 
     async def _remember_introductions(self) -> None:
         """Writes whom the root introduced, where nothing is known: an etcd that lost its data knows nobody."""

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from deploy.control.identity import REVOKED
+from deploy.control.warnings import Standing, certificates_left, trust_warnings
 from federation.model import (
     ClusterSettings,
     Endpoint,
@@ -20,6 +22,7 @@ from federation.reports import (
     PlaceReport,
     ProxyReport,
     RejectionReport,
+    RevocationOrigin,
     ServiceReport,
     TypeReport,
 )
@@ -28,7 +31,10 @@ from federation.telemetry import Gauges
 from federation.xds.ads import ProxyStatus
 from federation.xds.resources import TypeUrl
 from trust import joining
-from trust.spiffe import ClusterName, spiffe_id
+from trust.audit import AuditEvent
+from trust.bundle import Revocation
+from trust.spiffe import CONTROL_ACCOUNT, GATEWAY_ACCOUNT, SYSTEM_NAMESPACE, ClusterName, spiffe_id
+from trust.statements import TrustStatement
 
 INTRODUCED_BY_ROOT = "root"
 """Stands in `MemberCluster.introduced_by` for a member that was named in this cluster's grant."""
@@ -75,6 +81,7 @@ def cluster_reports(
         since=None,
         heard=None,
         exports=len(snapshot.exports.keys() & snapshot.services.keys()),
+        revoked=_why_revoked(snapshot, settings.name),
     )
     heard = {peer.peer: peer for peer in peers}
     counts = Counter(cluster for cluster, _ in snapshot.imports)
@@ -153,14 +160,15 @@ def gauges(
     *,
     settings: ClusterSettings,
     is_leading: bool,
-    certificate_expires: datetime | None,
+    standing: Standing | None,
     now: datetime,
 ) -> Gauges:
-    """Returns what is measured at a scrape."""
+    """Returns what is measured at a scrape; `standing` is None before the cluster has joined."""
+    revocations = Counter(revoked_by(snapshot, one.subject).value for one in all_revoked(snapshot))
     return Gauges(
         revision=snapshot.revision,
         is_leading=is_leading,
-        certificate_left=(certificate_expires - now).total_seconds() if certificate_expires else 0.0,
+        certificate_left=certificates_left(standing, now) if standing else {},
         proxies=Counter(proxy.scope.audience.role.value for proxy in proxies),
         proxies_in_step=Counter(proxy.scope.audience.role.value for proxy in proxies if is_in_step(proxy)),
         rejections=Counter(short_type(one.type_url) for proxy in proxies for one in proxy.types for _ in one.rejected),
@@ -173,7 +181,52 @@ def gauges(
             "import": len(snapshot.imports),
             "member": len(snapshot.members),
         },
+        trust_sequence=standing.bundle.sequence if standing else 0,
+        trust_warnings=len(trust_warnings(standing, now)) if standing else 0,
+        trust_proxies=trust_proxies(standing.statement) if standing else {},
+        revocations={origin.value: revocations[origin.value] for origin in RevocationOrigin},
     )
+
+
+def all_revoked(snapshot: Snapshot) -> tuple[Revocation, ...]:
+    """Returns who is revoked, by subject: also the own cluster, which is not revoked for itself."""
+    signed = {one.subject: one for trust in snapshot.trust.values() for one in trust.bundle.revoked}
+    found = signed | {one.subject: one for one in snapshot.revoked}
+    return tuple(found[subject] for subject in sorted(found))
+
+
+def revoked_by(snapshot: Snapshot, subject: str) -> RevocationOrigin:
+    """Returns by whose word a subject of `snapshot.revoked` is revoked; the root's counts before our own."""
+    signed = (one.subject for trust in snapshot.trust.values() for one in trust.bundle.revoked)
+    return RevocationOrigin.ROOT if subject in signed else RevocationOrigin.CLUSTER
+
+
+def trust_proxies(statement: TrustStatement) -> Mapping[str, int]:
+    """Returns how many proxies have taken what of the mesh's trust, by metric label; "waiting" lack some of it."""
+    least = min(statement.trusting, statement.renewed, statement.enforcing)
+    return {
+        "trusting": statement.trusting,
+        "renewed": statement.renewed,
+        "enforcing": statement.enforcing,
+        "waiting": statement.proxies - least,
+    }
+
+
+def issued_to(subject: str) -> str:
+    """Returns for whom a certificate is, by its SPIFFE id, as metric label."""
+    for account in (CONTROL_ACCOUNT, GATEWAY_ACCOUNT):
+        if subject.endswith(f"/ns/{SYSTEM_NAMESPACE}/sa/{account}"):
+            return account
+    return "sidecar"
+
+
+def refused_because(event: AuditEvent) -> str:
+    """Returns why a certificate was not made, as metric label: one of four words."""
+    if event.reason == REVOKED:
+        return "revoked"
+    if event.authority:
+        return "authority"
+    return "proof" if event.proof else "stranger"
 
 
 def short_type(type_url: TypeUrl) -> str:
@@ -201,7 +254,16 @@ def _cluster_report(
         via=heard.via if heard else "",
         problem=heard.problem if heard else "",
         rejected=tuple(f"{bad.resource}: {bad.message}" for bad in heard.rejections) if heard else (),
+        revoked=_why_revoked(snapshot, member.name),
     )
+
+
+def _why_revoked(snapshot: Snapshot, cluster: ClusterName) -> str:
+    """Returns who revoked a whole cluster and why; empty when nobody did."""
+    for one in all_revoked(snapshot):
+        if one.cluster == cluster and not one.account:
+            return f"by the {revoked_by(snapshot, one.subject)}" + (f": {one.reason}" if one.reason else "")
+    return ""
 
 
 def _later(one: datetime | None, other: datetime | None) -> datetime | None:

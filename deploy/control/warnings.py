@@ -82,10 +82,16 @@ def _of_authority(standing: Standing, now: datetime) -> Iterable[str]:
     if (ends := _ends_soon(standing.authority, INTERMEDIATE_NOTICE, now)) is not None:
         what = f"the authority of {own}" + (f" (generation {active.generation})" if active else "")
         yield f"{what} {ends}: renew it with `isthmus trust rotate intermediate {own} --root DIR`"
-    if active is not None and active.root != root_fingerprints(standing.bundle)[0]:
+    first, *others = root_fingerprints(standing.bundle)
+    if active is not None and active.root in others:
         yield (
             f"the authority of {own} stands below the root {active.root[:12]}, which signs no longer: "
             "go on with `isthmus trust rotate root --root DIR`"
+        )
+    elif active is not None and active.root != first:
+        yield (
+            f"the authority of {own} stands below the root {active.root[:12]}, which nobody believes any more: "
+            f"have it made anew with `isthmus trust rotate intermediate {own} --root DIR`"
         )
 
 

@@ -58,6 +58,27 @@ def test_what_happens_is_counted_by_type(telemetry: Telemetry) -> None:
     assert 'isthmus_refusals_total{type="Listener"} 1.0' in lines
 
 
+def test_trust_is_measured_with_bounded_labels(telemetry: Telemetry, reading: Reading) -> None:
+    reading.now = Gauges(
+        certificate_left={"leaf": 3600.0, "intermediate": 7e6, "root": -1.0},
+        trust_sequence=4,
+        trust_warnings=1,
+        trust_proxies={"trusting": 3, "renewed": 2, "enforcing": 3, "waiting": 1},
+        revocations={"root": 1, "cluster": 0},
+    )
+    telemetry.issued("sidecar")
+    telemetry.issuance_refused("revoked")
+    lines = telemetry.text().decode().splitlines()
+    assert 'isthmus_certificate_left_seconds{kind="leaf"} 3600.0' in lines
+    assert 'isthmus_certificate_left_seconds{kind="root"} -1.0' in lines
+    assert 'isthmus_trust_proxies{state="waiting"} 1.0' in lines
+    assert "isthmus_trust_sequence 4.0" in lines
+    assert "isthmus_trust_warnings 1.0" in lines
+    assert 'isthmus_revocations{origin="root"} 1.0' in lines
+    assert 'isthmus_issued_total{role="sidecar"} 1.0' in lines
+    assert 'isthmus_issuance_refused_total{reason="revoked"} 1.0' in lines
+
+
 def test_two_of_them_in_one_process_share_nothing(telemetry: Telemetry) -> None:
     other = Telemetry("west", "control-1", Gauges)
     try:
