@@ -68,7 +68,7 @@ async def besieged(folder: Path, lures: int) -> AsyncIterator[Besieged]:
     """Runs west with a server, a client and a gateway; `lures` addresses wait for impostors."""
     now = datetime.now(UTC)
     root = init_root(folder / "root", MESH, now=now)
-    [key_file] = (folder / "root").glob("*key*.pem")
+    [key_file] = (folder / "root").glob("*-key.pem")
     root_key = load_key(key_file.read_bytes())
     authorities = {name: _authority(root.certificate, root_key, name, now=now) for name in (EAST, WEST, SOUTH)}
     server, client, gateway = free_address(), free_address(), free_address()

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from federation.model import FEDERATION_PORT, GATEWAY_PORT, MESH_PORT, GatewayAddress, ServiceKey
-from federation.names import exported_authority, service_sni
+from federation.names import exported_authority, service_sni, tunnel_sni
 from federation.peering.dialing import PeerUnavailable, open_channel
 from tests.containment import h2
 from tests.containment.besieged import (
@@ -131,26 +131,30 @@ def doors_for_clients(besieged: Besieged) -> Iterator[Door]:
     yield inbound("page", 80, victim=client, own=False)
     yield inbound("cache", 6380, victim=client, own=False)
 
-    async def tunnel(context: ssl.SSLContext) -> str:
-        context.set_alpn_protocols(["h2"])
-        headers = {
-            ":method": "CONNECT",
-            ":authority": exported_authority(WEST, ServiceKey(SHOP, "cart"), MESH),
-            "x-isthmus-endpoint": f"{besieged.server}:{MESH_PORT}",
-        }
-        name = gateway_dns_name(WEST, MESH)
-        served = await h2.ask(besieged.gateway, GATEWAY_PORT, context=context, server_name=name, headers=headers)
-        return SOMEBODY if served == 200 else ""
+    def tunnel(caller: ClusterName, victim: Identity) -> Door:
+        async def try_one(context: ssl.SSLContext) -> str:
+            context.set_alpn_protocols(["h2"])
+            headers = {
+                ":method": "CONNECT",
+                ":authority": exported_authority(WEST, ServiceKey(SHOP, "cart"), MESH),
+                "x-isthmus-endpoint": f"{besieged.server}:{MESH_PORT}",
+            }
+            name = tunnel_sni(caller, WEST, MESH)
+            served = await h2.ask(besieged.gateway, GATEWAY_PORT, context=context, server_name=name, headers=headers)
+            return SOMEBODY if served == 200 else ""
 
-    for victim in (identity(SOUTH, "client"), gateway_identity(SOUTH), identity(WEST, "client")):
-        yield Door(
-            name=f"gateway, tunnel as {victim.cluster}/{victim.namespace}/{victim.account}",
+        return Door(
+            name=f"gateway, tunnel of {caller}, as {victim.cluster}/{victim.namespace}/{victim.account}",
             victim=victim,
             own=identity(EAST, "client"),
-            honest=victim,
-            try_all=_each(tunnel),
-            takes_own=True,
+            honest=identity(caller, "client"),
+            try_all=_each(try_one),
+            takes_own=caller == EAST,
         )
+
+    for caller in (EAST, SOUTH):
+        for victim in (identity(SOUTH, "client"), gateway_identity(SOUTH), identity(WEST, "client")):
+            yield tunnel(caller, victim)
 
     async def listen(context: ssl.SSLContext) -> str:
         name = control_dns_name(WEST, MESH)
