@@ -178,9 +178,7 @@ class ProxyLedger:
         async with aclosing(self._etcd.follow(names.PROXIES_PREFIX)) as following:
             async for item in following:
                 if isinstance(item, Listing):
-                    self._kept, self._revisions = {}, {}
-                    for each in item.items:
-                        self._keep(_node(each.key), _read(each.key, each.value), each.mod_revision)
+                    self._relist(item)
                     missing = self._own.keys() - self._kept.keys()
                 else:
                     node = _node(item.key)
@@ -192,6 +190,16 @@ class ProxyLedger:
                 for node in missing:
                     self._insist(node)
                 self.news.tell()
+
+    def _relist(self, listing: Listing) -> None:
+        # What this replica wrote while etcd listed is there too, unless etcd has lost data.
+        newer = {} if listing.is_after_loss else {n: r for n, r in self._revisions.items() if r > listing.revision}
+        kept = {node: self._kept[node] for node in newer}
+        self._kept, self._revisions = {}, {}
+        for item in listing.items:
+            self._keep(_node(item.key), _read(item.key, item.value), item.mod_revision)
+        self._kept |= kept
+        self._revisions |= newer
 
     def _keep(self, node: str, record: ProxyTrust | None, revision: int) -> None:
         if len(self._revisions) >= MOST_RECORDS and node not in self._revisions:
@@ -211,7 +219,7 @@ class ProxyLedger:
         mine, found = self._own[node], self._kept.get(node)
         if found is not None and found.since > mine.since:
             del self._own[node]  # it has gone to another replica
-        elif found is None or found.since < mine.since:
+        elif node not in self._due and (found is None or found.since < mine.since):
             # With a new moment: it says that the proxy was there after whoever removed it had looked.
             self._write_soon(node, msgspec.structs.replace(mine, at=datetime.now(UTC)))
 
