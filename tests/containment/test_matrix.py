@@ -15,6 +15,7 @@ from tests.containment.der import Key
 from tests.containment.doors import Door, doors_for_clients, doors_for_servers, honest, verdict
 from tests.containment.forgeries import forgeries
 from tests.containment.thief import Forgery, Thief, odd_keys
+from tests.support.control import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -67,3 +68,26 @@ def report(table: Mapping[str, Mapping[str, str]]) -> str:
     lines.append(f"{'all':64}" + "".join(f"{total[kind]:>11}" for kind in kinds))
     shown = sum(total.values()) - total["not shown"]
     return "\n".join([*lines, f"tried {shown}, accepted {total['ACCEPTED']}"])
+
+
+async def test_a_revoked_cluster_is_refused_even_as_itself(mesh: Besieged, keys: Mapping[str, Key]) -> None:
+    async with mesh.control.client() as admin:
+        await admin.revoke(EAST, reason="its authority was stolen")
+    table: dict[str, dict[str, str]] = {}
+    for door in doors_for_clients(mesh):
+        if not door.takes_own:
+            continue
+        tried = [one for one in forgeries_for(door, mesh, keys) if one.is_own]
+        [sound] = [one for one in tried if one.is_sound]
+
+        async def is_refused(door: Door = door, sound: Forgery = sound) -> bool:
+            return not (await door.try_all([sound]))[0]
+
+        await until(is_refused, lambda refused: refused)
+        table[door.name] = {
+            one.name: verdict(door, one, who) for one, who in zip(tried, await door.try_all(tried), strict=True)
+        }
+        if door.honest.cluster != EAST:
+            assert (await door.try_all([honest(mesh, door.honest)]))[0], f"closed to others, too: {door.name}"
+    print("\n" + report(table))
+    assert {what for row in table.values() for what in row.values()} == {"refused"}
