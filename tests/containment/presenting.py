@@ -33,13 +33,16 @@ def tls_context(forgery: Forgery, side: Literal["client", "server"], *alpn: str)
 
 
 async def converse(address: str, port: int, context: ssl.SSLContext, server_name: str, say: bytes) -> bytes:
-    """Returns all that a server answers; nothing when it closes, however it does so."""
+    """Returns all that a server answers, of a refusal (HTTP status 4xx) the beginning; nothing when it just closes."""
     try:
         async with asyncio.timeout(PATIENCE):
             reader, writer = await asyncio.open_connection(address, port, ssl=context, server_hostname=server_name)
             try:
                 writer.write(say)
-                return await reader.read()
+                answer = b""
+                while not answer.startswith(b"HTTP/1.1 4") and (chunk := await reader.read(65536)):
+                    answer += chunk
+                return answer
             finally:
                 writer.close()
     except (ssl.SSLError, ConnectionError):
