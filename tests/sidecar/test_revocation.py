@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -114,6 +115,13 @@ async def test_a_revoked_proxy_is_left_with_nothing(mesh: PushedMesh) -> None:
             await revoked.get()
         await tcp.ends()
         await eventually(lambda: not revoked.is_streaming, "the open response ends")
+        assert json.loads(await revoked.envoy.get("/listeners?format=json")) == {}
+        await innocent.works_on()
+
+        mesh.know("north")
+        await mesh.pushing.settled()
+        await revoked.envoy.wait_for("/listeners", lambda page: "outbound-tcp" in page)
+        await revoked.wait_served()
         await innocent.works_on()
         assert innocent.failures == []
 
