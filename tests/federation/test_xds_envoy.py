@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 import trustme
 
+from federation.names import TRUST_BUNDLE_SECRET
 from federation.xds.resources import ResourceSet, TypeUrl
 from tests.support.ads import (
     Load,
@@ -288,18 +289,18 @@ async def test_a_bad_certificate_leaves_the_old_one_in_force_until_the_repair(wo
     authority = trustme.CA()
     first, second, third = (authority.issue_cert(f"{name}.test") for name in ("first", "second", "third"))
     bundle = authority.cert_pem.bytes().decode()
-    world.secrets_of_proxy = by_name(tls_secret("workload", first), trust_secret("bundle", bundle))
+    world.secrets_of_proxy = by_name(tls_secret("workload", first), trust_secret(TRUST_BUNDLE_SECRET, bundle))
     world.secret_lifetime = timedelta(seconds=0.2)
     async with world.serve(), world.envoy() as envoy:
         await envoy.wait_live()
         mismatch = tls_secret("workload", second, key_of=first)
         other_bundle = bundle + trustme.CA().cert_pem.bytes().decode()
-        world.secrets_of_proxy = by_name(mismatch, trust_secret("bundle", other_bundle))
+        world.secrets_of_proxy = by_name(mismatch, trust_secret(TRUST_BUNDLE_SECRET, other_bundle))
         await eventually(lambda: bool(world.rejected[TypeUrl.SECRET]), "the certificate is refused")
         (rejected,) = [one for kind in world.proxy().types for one in kind.rejected if one.name == "workload"]
         assert "key" in rejected.message.lower()
         assert "first.test" in await envoy.get("/certs")
-        world.secrets_of_proxy = by_name(tls_secret("workload", third), trust_secret("bundle", other_bundle))
+        world.secrets_of_proxy = by_name(tls_secret("workload", third), trust_secret(TRUST_BUNDLE_SECRET, other_bundle))
         await envoy.wait_for("/certs", lambda text: "third.test" in text)
         await eventually(lambda: not [one for kind in world.proxy().types for one in kind.rejected], "all is repaired")
 

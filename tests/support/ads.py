@@ -32,6 +32,7 @@ from google.protobuf.message import Message
 
 from federation.ledger import ProxyTrust
 from federation.model import Audience, Locality, MemberCluster, NetworkName, ProxyRole, ProxyScope, Trust
+from federation.names import TRUST_BUNDLE_SECRET
 from federation.snapshot import TRUST_KEY, Change, Section, Snapshot
 from federation.store import MeshStore
 from federation.xds.ads import MAX_AGE, Admitted, AdsServer, Issued, ProxyNode, ProxyStatus
@@ -96,13 +97,13 @@ def listener(address: str, name: str = "l", port: int = 15001, **more: Any) -> R
 
 
 def tls_listener(address: str, *, checks_clients: bool) -> Resource:
-    """A listener that ends TLS with the secrets `workload` and, for clients, `bundle`."""
+    """A listener that ends TLS with the secret WORKLOAD_SECRET and, for clients, TRUST_BUNDLE_SECRET."""
     tls: dict[str, Any] = {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         "common_tls_context": {
             "tls_certificate_sds_secret_configs": [{"name": "workload", "sds_config": ADS}],
             **(
-                {"validation_context_sds_secret_config": {"name": "bundle", "sds_config": ADS}}
+                {"validation_context_sds_secret_config": {"name": TRUST_BUNDLE_SECRET, "sds_config": ADS}}
                 if checks_clients
                 else {}
             ),
