@@ -246,13 +246,17 @@ class AdsServer:
         asked_by = f"{session.node.id} ({session.node.peer})"
         issued = _NOTHING_ISSUED
         asked_for: Mapping[str, Trust] | None = None
+        is_out = False
         while True:
             snapshot = self._store.snapshot
             scope = self._admission.scope(snapshot, session.node, session.identity)
             session.scope = scope or session.scope
             now = datetime.now(UTC)
-            if is_revoked(snapshot.revoked, session.identity):
+            was_revoked, is_out = is_out, is_revoked(snapshot.revoked, session.identity)
+            if is_out:
                 # Its stream stays, so that Envoy is told to drop what it has.
+                if not was_revoked:  # asked once: what it held is forgotten, and the audit trail hears of it
+                    self._secrets.secrets(session.scope, now, asked_by=asked_by, proof=admitted.proof)
                 issued, resources = _NOTHING_ISSUED, _NOTHING
             else:
                 is_due = now >= issued.renew_at or snapshot.trust is not asked_for
