@@ -26,7 +26,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from trust.certificates import CertificateRefused, certificate_pem, key_fingerprint, load_certificate
+from trust.certificates import CertificateRefused, certificate_pem, key_fingerprint, load_certificate, sign_words
 from trust.refusals import Refusal
 from trust.spiffe import (
     ClusterName,
@@ -177,8 +177,7 @@ def make_bundle(
         revoked=tuple(sorted(revoked, key=lambda one: one.subject)),
         issued=now.astimezone(UTC).replace(microsecond=0),
     )
-    signature = key.sign(_signed_part(bundle), ec.ECDSA(hashes.SHA256()))
-    return msgspec.structs.replace(bundle, signature=base64.b64encode(signature).decode())
+    return msgspec.structs.replace(bundle, signature=sign_words(key, _signed_part(bundle)))
 
 
 def check_bundle(

@@ -10,6 +10,7 @@ below it (RFC 5280 section 4.2.1.10).
 Source: RFC 5280 sections 4 and 6; SPIFFE X509-SVID, sections 2 to 5.
 """
 
+import base64
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -92,6 +93,11 @@ def load_key(pem: bytes, passphrase: bytes | None = None) -> ec.EllipticCurvePri
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise CertificateRefused("the key is not a P-256 key", "let Isthmus make the key")
     return key
+
+
+def sign_words(key: ec.EllipticCurvePrivateKey, words: bytes) -> str:
+    """Signs what is no certificate: base64 of a DER signature, ECDSA with SHA-256. A key in a token may be refused."""
+    return base64.b64encode(key.sign(words, ec.ECDSA(hashes.SHA256()))).decode()
 
 
 def certificate_pem(certificate: x509.Certificate) -> bytes:

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from trust import certificates
 from trust.bundle import BundleRefused, TrustBundle, check_bundle, root_certificates
-from trust.certificates import CertificateRefused, certificate_pem, load_certificate
+from trust.certificates import CertificateRefused, certificate_pem, load_certificate, sign_words
 from trust.refusals import Refusal
 from trust.spiffe import ClusterName, InvalidName, MeshDomain, parse_cluster, parse_domain
 from trust.verification import check_intermediate
@@ -162,10 +162,8 @@ def continue_from(
     request: JoinRequest, authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey
 ) -> JoinRequest:
     """Returns the request as one that the holder of `authority` makes: see `Continuity`."""
-    signature = authority_key.sign(_continued_part(request), ec.ECDSA(hashes.SHA256()))
-    continuity = Continuity(
-        certificate=certificate_pem(authority).decode(), signature=base64.b64encode(signature).decode()
-    )
+    signature = sign_words(authority_key, _continued_part(request))
+    continuity = Continuity(certificate=certificate_pem(authority).decode(), signature=signature)
     return msgspec.structs.replace(request, continuity=continuity)
 
 
@@ -239,8 +237,7 @@ def make_grant(
         introductions=tuple(introductions),
         expires=expires.astimezone(UTC).replace(microsecond=0),
     )
-    signature = root_key.sign(_signed_part(grant), ec.ECDSA(hashes.SHA256()))
-    return msgspec.structs.replace(grant, signature=base64.b64encode(signature).decode())
+    return msgspec.structs.replace(grant, signature=sign_words(root_key, _signed_part(grant)))
 
 
 def check_grant(
