@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from trust import files, joining
 from trust.bundle import TrustBundle, catch_up, root_fingerprints, worth_keeping
 from trust.certificates import CertificateRefused, check_valid_at, key_fingerprint, load_certificate
-from trust.custody import Custody
+from trust.custody import Custody, load_or_create
 from trust.joining import Grant, Introduction, JoinRefused, JoinRequest
 from trust.refusals import AuthorityRefused, told_as
 from trust.spiffe import ClusterName, MeshDomain
@@ -325,8 +325,7 @@ class Enrolment:
         )
 
     def _key_to_ask_with(self, slot: int) -> ec.EllipticCurvePrivateKey:
-        name = _key_name(slot)
-        return self._custody.load(name) if name in self._custody.names() else self._custody.create(name)
+        return load_or_create(self._custody, _key_name(slot))
 
     def _request_file(self, slot: int) -> Path:
         return self._directory / f"request-{slot}.json"

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from trust import files
 from trust.bundle import BundleRefused, TrustBundle, root_certificates, root_fingerprints
 from trust.certificates import CertificateRefused, key_fingerprint
-from trust.custody import Custody
+from trust.custody import Custody, load_or_create
 from trust.ledger import Ledger, decode_ledger, encode_ledger
 from trust.refusals import AuthorityRefused, Refusal, told_as
 from trust.rotation import RootStage
@@ -174,7 +174,7 @@ class RootDirectory:
             name = next(free for n in itertools.count(after + 1) if (free := f"{_KEY}{n}") not in names)
             self.write(msgspec.structs.replace(said, making=name))
         try:
-            key = self.custody.load(name) if name in names else self.custody.create(name)
+            key = load_or_create(self.custody, name)
         except Refusal:
             self.write(said)
             raise

@@ -12,7 +12,7 @@ from trust.certificates import make_intermediate, make_root, new_key, root_domai
 from trust.custody import FileCustody
 from trust.enrolment import Intermediate
 from trust.issuance import LEAF_LIFETIME, Issuer
-from trust.root import Root
+from trust.root import ROOT_LIFETIME, Root
 from trust.spiffe import ClusterName, MeshDomain
 
 DOMAIN = MeshDomain("mesh.test")
@@ -60,9 +60,21 @@ def make_issuer(
     return Issuer(authority, bundle_of(authority.root), leaf_lifetime=leaf_lifetime, on_event=on_event)
 
 
-def init_root(directory: Path, domain: MeshDomain = DOMAIN, *, now: datetime) -> Root:
-    """Makes the root of a mesh on disk, with its keys in the same directory."""
-    return Root.init(directory, domain, custody=FileCustody(directory), now=now)
+def init_root(
+    directory: Path,
+    domain: MeshDomain = DOMAIN,
+    *,
+    now: datetime,
+    passphrase: bytes | None = None,
+    lifetime: timedelta = ROOT_LIFETIME,
+) -> Root:
+    """Makes the root of a mesh that keeps its keys in its own directory."""
+    return Root.init(directory, domain, custody=FileCustody(directory, passphrase), now=now, lifetime=lifetime)
+
+
+def open_root(directory: Path, *, now: datetime, passphrase: bytes | None = None) -> Root:
+    """Opens the root of a mesh that keeps its keys in its own directory."""
+    return Root.open(directory, custody=FileCustody(directory, passphrase), now=now)
 
 
 def bundle_of(*roots: x509.Certificate) -> TrustBundle:

@@ -7,9 +7,10 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.trust import DOMAIN, EAST, WEST, make_authorities, make_issuer
-from trust.certificates import certificate_pem, describe, load_key
-from trust.issuance import IssuanceRefused, X509Svid
+from tests.support.trust import DOMAIN, EAST, WEST, bundle_of, make_authorities, make_issuer
+from trust.audit import AuditEvent, encode
+from trust.certificates import certificate_pem, describe, key_fingerprint, load_key
+from trust.issuance import IssuanceRefused, Issuer, X509Svid
 from trust.spiffe import (
     Identity,
     Namespace,
@@ -102,6 +103,38 @@ def test_a_lifetime_below_a_minute_is_refused() -> None:
     assert make_issuer(AUTHORITY, leaf_lifetime=MINUTE)
     with pytest.raises(IssuanceRefused, match="too short"):
         make_issuer(AUTHORITY, leaf_lifetime=timedelta(seconds=59))
+
+
+def test_two_roots_are_told_to_trust_while_one_of_them_signed() -> None:
+    other = make_authorities(EAST, now=NOW)[EAST]
+    issuer = Issuer(AUTHORITY, bundle_of(other.root, AUTHORITY.root))
+    assert issuer.trust_bundle_pem == certificate_pem(other.root) + certificate_pem(AUTHORITY.root)
+    assert issuer.authority == key_fingerprint(AUTHORITY.key.public_key()) != make_issuer(other).authority
+
+
+def test_every_certificate_and_every_refusal_is_an_event() -> None:
+    events: list[AuditEvent] = []
+    issuer = make_issuer(AUTHORITY, on_event=events.append)
+    svid = issuer.issue(CART, now=NOW, asked_by="east/shop/cart-1", proof="join-token 3fa9c1d27b60")
+    with pytest.raises(IssuanceRefused):
+        issuer.issue(control_identity(WEST), now=NOW, asked_by="east/shop/cart-1")
+    with pytest.raises(IssuanceRefused):
+        issuer.issue(CART, ("www.west.mesh.test",), now=NOW)
+    issued, foreign, misnamed = events
+    assert issued == AuditEvent(
+        kind="issued",
+        at=NOW,
+        subject="spiffe://east.mesh.test/ns/shop/sa/cart",
+        asked_by="east/shop/cart-1",
+        proof="join-token 3fa9c1d27b60",
+        serial=f"{leaf_of(svid).serial_number:x}",
+        expires=svid.not_after,
+        authority=issuer.authority,
+    )
+    assert (foreign.kind, foreign.subject) == ("refused", "spiffe://west.mesh.test/ns/isthmus-system/sa/control")
+    assert "not in the slice of east" in foreign.reason
+    assert misnamed.kind == "refused"
+    assert all(b"PRIVATE KEY" not in encode(event) for event in events)
 
 
 def test_a_key_is_not_printed() -> None:
