@@ -26,7 +26,7 @@ from deploy.lab.supervisor import Lab
 from deploy.lab.targets import Kind, ProcessId
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, PROXY_ADMIN_PORT, Liveness, Locality, PodKey
 from federation.names import gateway_node, sidecar_node
-from federation.xds.bootstrap import TRUST_BUNDLE_FILE, bootstrap, token_file, trust_bundle_file
+from federation.xds.bootstrap import TRUST_BUNDLE_FILE, bootstrap, token_file
 from trust.custody import FileCustody
 from trust.joining import Introduction
 from trust.refusals import Refusal
@@ -63,9 +63,9 @@ async def bring_up(lab: Lab) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER)) as http:
         await _each_cluster(lab, lambda cluster: _start_control(lab, http, cluster))
         tell("etcd and control planes run")
-        roots = await _join(lab)
+        await _join(lab)
         tell(f"joined: {', '.join(cluster.name for cluster in lab.plan.clusters)}")
-        await _each_cluster(lab, lambda cluster: _start_workloads(lab, cluster, root=roots[cluster.name]))
+        await _each_cluster(lab, lambda cluster: _start_workloads(lab, cluster))
         tell("gateways, sidecars and programs run")
         await _each_cluster(lab, lambda cluster: _wait_proxies(lab, http, cluster))
         tell("every proxy is configured, every program is ready")
@@ -122,10 +122,9 @@ async def _asking(lab: Lab, replica: ProcessId) -> AsyncIterator[AdminClient]:
             raise _failure(lab, replica, f"{replica} does not answer any more: {error.message}") from error
 
 
-async def _join(lab: Lab) -> dict[str, str]:
-    """Makes the root and every cluster a member; returns the root's certificate (PEM) by cluster."""
+async def _join(lab: Lab) -> None:
+    """Makes the root and every cluster a member."""
     now = datetime.now(UTC)
-    roots: dict[str, str] = {}
     introductions: list[Introduction] = []
     try:
         custody = FileCustody(lab.folder.root)
@@ -138,13 +137,11 @@ async def _join(lab: Lab) -> dict[str, str]:
                 grant = await asyncio.to_thread(sign)
                 await admin.join(grant)
                 introductions = introductions or [await admin.member()]
-            roots[cluster.name] = grant.root
     except Refusal as error:
         raise BringUpFailed(f"a cluster of the lab was refused: {error}", "this is a defect of Isthmus") from error
-    return roots
 
 
-async def _start_workloads(lab: Lab, cluster: Cluster, *, root: str) -> None:
+async def _start_workloads(lab: Lab, cluster: Cluster) -> None:
     for replica in _processes(lab, cluster, Kind.CONTROL):
         await _until(lab, replica, partial(_is_serving, lab, replica))
     async with _asking(lab, _processes(lab, cluster, Kind.CONTROL)[0]) as admin:
@@ -154,7 +151,7 @@ async def _start_workloads(lab: Lab, cluster: Cluster, *, root: str) -> None:
                 workload = lab.instance(proxy).workload
                 namespace, account, role = workload.namespace, workload.account, "sidecar"
             token = await admin.create_token(namespace, account, role)
-            await asyncio.to_thread(_write_proxy, lab, cluster, proxy, root=root, token=token.token)
+            await asyncio.to_thread(_write_proxy, lab, cluster, proxy, token=token.token)
             await lab.start_process(proxy)
     for app in _processes(lab, cluster, Kind.APP):
         await lab.start_process(app)
@@ -168,15 +165,11 @@ async def _is_serving(lab: Lab, replica: ProcessId) -> bool:
         return False
 
 
-def _write_proxy(lab: Lab, cluster: Cluster, proxy: ProcessId, *, root: str, token: str) -> None:
+def _write_proxy(lab: Lab, cluster: Cluster, proxy: ProcessId, *, token: str) -> None:
     """Writes what an Envoy starts with: bootstrap and its join token; whom it trusts is its control plane's file."""
     folder = lab.folder.proxy(proxy)
     folder.mkdir(mode=0o700, parents=True)
     write_atomically(folder / "token.json", token_file(token))
-    trust_bundle = lab.folder.of(cluster.name, "control") / TRUST_BUNDLE_FILE
-    if not trust_bundle.exists():
-        trust_bundle.parent.mkdir(mode=0o700, exist_ok=True)
-        write_atomically(trust_bundle, trust_bundle_file(root.encode()))
     name = ClusterName(cluster.name)
     if proxy.kind is Kind.SIDECAR:
         node = sidecar_node(name, PodKey(Namespace(proxy.namespace), proxy.pod))
@@ -191,7 +184,7 @@ def _write_proxy(lab: Lab, cluster: Cluster, proxy: ProcessId, *, root: str, tok
         control_addresses=[(address, ADS_PORT) for address in lab.addresses.clusters[cluster.name].control],
         control_dns_name=control_dns_name(name, lab.plan.domain),
         control_spiffe_id=spiffe_id(control_identity(name), lab.plan.domain),
-        trust_bundle_path=str(trust_bundle),
+        trust_bundle_path=str(lab.folder.of(cluster.name, "control") / TRUST_BUNDLE_FILE),
         token_path=str(folder / "token.json"),
     )
     write_atomically(folder / "bootstrap.json", json.dumps(config, indent=1))

@@ -20,11 +20,10 @@ from aiohttp import web
 
 from deploy.admin_client import AdminClient
 from federation.model import Locality
-from federation.xds.bootstrap import bootstrap, token_file, trust_bundle_file
+from federation.xds.bootstrap import TRUST_BUNDLE_FILE, bootstrap, token_file
 from tests.support.addresses import free_address
 from tests.support.envoy import Envoy, start_envoy
 from tests.support.etcd import start_etcd
-from trust.certificates import certificate_pem
 from trust.root import Root
 from trust.spiffe import ClusterName, control_dns_name, control_identity, spiffe_id
 
@@ -267,8 +266,6 @@ async def start_proxy(
         else:
             made = await client.create_token("shop", account)
     (folder / "token.json").write_text(token_file(made.token))
-    (folder / "trust").mkdir()
-    (folder / "trust" / "bundle.json").write_text(trust_bundle_file(certificate_pem(root.certificate)))
     cluster = ClusterName(control.name)
     config = bootstrap(
         node,
@@ -277,7 +274,7 @@ async def start_proxy(
         control_addresses=[(control.address, 15012)],
         control_dns_name=control_dns_name(cluster, root.domain),
         control_spiffe_id=spiffe_id(control_identity(cluster), root.domain),
-        trust_bundle_path=str(folder / "trust" / "bundle.json"),
+        trust_bundle_path=str(control.data / TRUST_BUNDLE_FILE),
         token_path=str(folder / "token.json"),
     )
     async with start_envoy(config, folder=folder, environment=environment) as envoy:
