@@ -1,5 +1,6 @@
 """What the admin API asks of a running control plane, answered: reports, joining, tokens, trust."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from federation.reports import (
 from federation.store import MeshStore
 from federation.telemetry import Gauges, Telemetry
 from federation.xds.ads import ProxyStatus
+from trust.audit import AuditEvent
 from trust.joining import Grant, Introduction, JoinRequest
 
 
@@ -41,6 +43,10 @@ class MemberParts(Protocol):
         """The replica that leads, empty when unknown."""
 
     @property
+    def certificate_expires(self) -> datetime | None:
+        """When the control plane's own certificate expires; None when there is none."""
+
+    @property
     def desk(self) -> TrustDesk:
         """Answers what is asked about trust."""
 
@@ -51,11 +57,20 @@ class MemberParts(Protocol):
 class Backend:
     """The `AdminBackend` of one replica. `parts` is None until the cluster has joined."""
 
-    def __init__(self, options: ControlOptions, *, store: MeshStore, tokens: Tokens, joining: Joining) -> None:
+    def __init__(
+        self,
+        options: ControlOptions,
+        *,
+        store: MeshStore,
+        tokens: Tokens,
+        joining: Joining,
+        on_event: Callable[[AuditEvent], None],
+    ) -> None:
         self._options = options
         self._store = store
         self._tokens = tokens
         self._joining = joining
+        self._on_event = on_event
         self._started = datetime.now(UTC)
         self.parts: MemberParts | None = None
         self.telemetry = Telemetry(options.settings.name, options.replica, self._gauges)
@@ -91,7 +106,7 @@ class Backend:
             clusters=len(snapshot.members.keys() | {settings.name}),
             proxies=len(proxies),
             proxies_in_step=sum(map(is_in_step, proxies)),
-            certificate_expires=parts.desk.standing().own_leaf if parts else None,
+            certificate_expires=parts.certificate_expires if parts else None,
             findings=tuple(finding for _, found in sorted(snapshot.findings.items()) for finding in found),
             warnings=parts.desk.warnings() if parts else (),
         )
@@ -132,6 +147,8 @@ class Backend:
         """Takes a grant: the first, or one for the next authority."""
         if self.parts is None:
             await self._joining.accept(grant)
+            subject, said = f"cluster {grant.cluster}", f"a member of {grant.domain}"
+            self._on_event(AuditEvent(kind="joined", at=datetime.now(UTC), subject=subject, reason=said))
         else:
             await self.parts.desk.accept(grant)
 

@@ -4,6 +4,7 @@ All of them live hours and are made anew at half of their life, and at once when
 disconnected for that.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -36,35 +37,43 @@ class _Shown(msgspec.Struct, frozen=True):
     svid: X509Svid
     authority: str
     bundle_pem: bytes
-    renew_at: datetime
 
 
 class OwnIdentity:
     """The certificate of this control plane, renewed when it is due and asked for. Safe in any thread.
 
-    gRPC asks from its own threads, at every handshake.
+    gRPC asks from its own threads, at every handshake. While the authority has expired there may be none.
     """
 
     def __init__(self, issuer: Issuer, identity: Identity) -> None:
-        """Issues the first one; raises IssuanceRefused."""
+        """Issues the first one, if it can."""
         self._issuer = issuer
         self._identity = identity
         self._lock = threading.Lock()
-        self._shown = self._made(datetime.now(UTC))
+        self._shown: _Shown | None = None
+        self._refusal: IssuanceRefused | None = None
+        self._renew_at = datetime.min.replace(tzinfo=UTC)
+        with contextlib.suppress(IssuanceRefused):
+            self._current()
 
     def current(self) -> X509Svid:
-        """Returns the certificate to show now."""
+        """Returns the certificate to show now; raises IssuanceRefused when there is none."""
         return self._current().svid
 
     @property
     def authority(self) -> str:
-        """The fingerprint of the authority that signed the certificate to show."""
-        return self._shown.authority
+        """The fingerprint of the authority that signed the certificate to show; empty when there is none."""
+        return self._shown.authority if self._shown else ""
+
+    @property
+    def expires(self) -> datetime | None:
+        """When the certificate to show expires; None when there is none."""
+        return self._shown.svid.not_after if self._shown else None
 
     @property
     def bundle_pem(self) -> bytes:
         """The roots that are believed now."""
-        return self._shown.bundle_pem
+        return self._issuer.trust_bundle_pem
 
     def switch(self, issuer: Issuer) -> None:
         """Has the next handshake made with a certificate by `issuer`, and with the roots that it trusts.
@@ -73,14 +82,16 @@ class OwnIdentity:
         """
         with self._lock:
             before, self._issuer = self._issuer, issuer
-            now = datetime.now(UTC)
-            if issuer.authority == before.authority:
-                self._shown = msgspec.structs.replace(self._shown, bundle_pem=issuer.trust_bundle_pem)
-            else:
-                self._renew(now)
+            if self._shown is None or issuer.authority != before.authority:
+                self._renew(datetime.now(UTC))
+            if self._shown is not None:
+                self._shown = _Shown(self._shown.svid, self._shown.authority, issuer.trust_bundle_pem)
 
     def server_credentials(self, *, wants_clients: bool) -> grpc.ServerCredentials:
-        """Returns credentials of one port that follow renewals; `wants_clients` requires a certificate of the mesh."""
+        """Returns credentials of one port that follow renewals; `wants_clients` requires a certificate of the mesh.
+
+        Raises IssuanceRefused while there is no certificate.
+        """
         shown = self._current()
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
@@ -104,23 +115,23 @@ class OwnIdentity:
     def _current(self) -> _Shown:
         now = datetime.now(UTC)
         with self._lock:
-            if now >= self._shown.renew_at:
+            if now >= self._renew_at:
                 self._renew(now)
+            if self._shown is None:
+                raise self._refusal or IssuanceRefused("the control plane has no certificate", "see its log")
             return self._shown
 
     def _renew(self, now: datetime) -> None:
         try:
-            self._shown = self._made(now)
-            log.info("own certificate renewed", extra={"expires": self._shown.svid.not_after})
+            svid = self._issuer.issue(self._identity, now=now, asked_by="control plane")
         except IssuanceRefused as error:
-            self._shown = msgspec.structs.replace(
-                self._shown, bundle_pem=self._issuer.trust_bundle_pem, renew_at=now + _RETRY
-            )
+            self._renew_at = now + _RETRY
+            self._refusal = error
             log.error("own certificate cannot be renewed", extra={"reason": error.message, "hint": error.hint})
-
-    def _made(self, now: datetime) -> _Shown:
-        svid = self._issuer.issue(self._identity, now=now, asked_by="control plane")
-        return _Shown(svid, self._issuer.authority, self._issuer.trust_bundle_pem, svid.renew_at)
+        else:
+            self._shown = _Shown(svid, self._issuer.authority, self._issuer.trust_bundle_pem)
+            self._renew_at = svid.renew_at
+            log.info("own certificate renewed", extra={"expires": svid.not_after})
 
 
 def _configuration(shown: _Shown) -> grpc.ServerCertificateConfiguration:

@@ -37,7 +37,7 @@ from federation.xds.bootstrap import TRUST_BUNDLE_FILE
 from trust.audit import AuditEvent, AuditKind
 from trust.bundle import BundleRefused, TrustBundle, bundle_pem
 from trust.enrolment import Enrolment, Membership
-from trust.issuance import Issuer, X509Svid
+from trust.issuance import IssuanceRefused, Issuer, X509Svid
 from trust.joining import Grant, JoinRequest
 from trust.refusals import Refusal
 from trust.spiffe import ClusterName, control_identity
@@ -75,7 +75,7 @@ class Keeper:
         connected: Callable[[], Collection[str]],
         on_event: Callable[[AuditEvent], None],
     ) -> None:
-        """Issues the own certificate; raises IssuanceRefused.
+        """Issues the own certificate, if the authority has not expired.
 
         `data` is the directory of `enrolment`; `connected` returns the nodes that are on streams of this replica.
         """
@@ -134,7 +134,7 @@ class Keeper:
         return exports.own_member(self._settings, certificate=self._issuer.intermediate_pem.decode())
 
     def svid(self) -> X509Svid:
-        """Returns the certificate of this control plane."""
+        """Returns the certificate of this control plane; raises IssuanceRefused when there is none."""
         return self.identity.current()
 
     def bundle_pem(self) -> bytes:
@@ -183,8 +183,20 @@ class Keeper:
                 self._enrolment.take((grant.bundle,), now=now)
             return self._enrolment.accept(grant, now=now)
 
+        before = self._membership.active.generation
         await self._change(accepted)
-        self._audit("granted", reason=f"the grant for generation {grant.generation}")
+        if self._membership.active.generation != before:
+            self._audit("granted", reason=f"the grant for generation {grant.generation}")
+
+    async def wait_certified(self) -> None:
+        """Returns once this control plane has a certificate: with an authority that expired, when it has a new one."""
+        while True:
+            try:
+                self.identity.current()
+            except IssuanceRefused:  # logged where it was refused
+                await asyncio.sleep(_LOOK.total_seconds())
+            else:
+                return
 
     async def run(self) -> None:
         """Brings into force what the data directory says, and tells of what the proxies acknowledge. For ever."""

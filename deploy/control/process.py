@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import grpc
 from aiohttp import web
@@ -77,7 +78,7 @@ async def _run(options: ControlOptions) -> None:
     replica = Replica(options.settings, store)
     async with EtcdClient(options.etcd, tls=options.etcd_tls) as etcd, _trail(options) as trail:
         tokens = Tokens(etcd, trail.note)
-        backend = Backend(options, store=store, tokens=tokens, joining=joining)
+        backend = Backend(options, store=store, tokens=tokens, joining=joining, on_event=trail.note)
         async with asyncio.TaskGroup() as group:
             group.create_task(trail.run())
             group.create_task(tokens.run())
@@ -175,6 +176,11 @@ class Member:
         """The replica that leads, empty when unknown."""
         return self._election.leader or ""
 
+    @property
+    def certificate_expires(self) -> datetime | None:
+        """When the control plane's own certificate expires; None when there is none."""
+        return self._keeper.identity.expires
+
     def proxies(self) -> tuple[ProxyStatus, ...]:
         """The proxies of this replica."""
         return self._ads.proxies()
@@ -196,6 +202,7 @@ class Member:
     async def _serve(self) -> None:
         """Opens the ports once the picture is whole: who asks earlier would be told that there is nothing."""
         await self._store.wait_ready()
+        await self._keeper.wait_certified()
         address = self._options.address
         identity = self._keeper.identity
         ads = _server(self._ads.handler, address, ADS_PORT, identity.server_credentials(wants_clients=False))

@@ -86,7 +86,7 @@ class TrustDesk:
             authority=membership.active.certificate,
             statement=self._keeper.statement(),
             leaf_lifetime=self._leaf_lifetime,
-            own_leaf=self._keeper.svid().not_after,
+            own_leaf=self._keeper.identity.expires or membership.active.certificate.not_valid_after_utc,
             proxies={one.node: one.certificate_expires for one in self._proxies() if one.certificate_expires},
             peers=tuple(one.statement for one in heard_statements(self._replica.records)),
         )

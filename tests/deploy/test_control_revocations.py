@@ -93,7 +93,11 @@ async def test_a_revoked_workload_loses_its_certificate_and_gets_it_back(tmp_pat
             await client.revoke("shop/cart@east", reason="seen elsewhere")
             report = await until(client.trust, lambda report: report.own.enforced_since is not None)
             assert report.own.proxies == 0  # whoever is revoked holds up nobody
+            refused = 'isthmus_issuance_refused_total{reason="revoked"} 1.0'
+            await until(lambda: metrics(control), lambda lines: refused in lines)
             await client.restore("shop/cart@east")
+            anew = 'isthmus_issued_total{role="sidecar"} 2.0'  # the old key may be elsewhere
+            await until(lambda: metrics(control), lambda lines: anew in lines)
             await until(client.trust, lambda report: report.own.renewed == 1)
 
 

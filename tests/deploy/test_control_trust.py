@@ -1,10 +1,11 @@
 """A running control plane keeps its trust up to date: real process, real etcd, real Envoy, asked by its admin API."""
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
@@ -20,7 +21,7 @@ from tests.support.addresses import free_address
 from tests.support.control import DOMAIN, Control, export, join, pod, service, start_control, start_proxy, until
 from tests.support.envoy import Envoy
 from trust.bundle import bundle_digest
-from trust.certificates import new_key
+from trust.certificates import load_certificate, new_key
 from trust.custody import FileCustody
 from trust.joining import Grant, Introduction, make_join_request
 from trust.root import Root
@@ -177,6 +178,29 @@ async def test_documents_are_taken_whole_or_not_at_all_and_served_to_proxies(tmp
             await second.deliver(grants=[root.renew(asking.own.request, now=datetime.now(UTC))])
             for one in (client, second):
                 await until(one.trust, is_renewed)
+
+
+async def test_a_cluster_whose_authority_has_expired_starts_and_says_what_to_do(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    async with start_control(tmp_path / "east") as control, control.client() as client:
+        short = root.grant(await client.join_request(), now=datetime.now(UTC), lifetime=timedelta(seconds=2))
+        await client.join(short)
+        await control.kill()
+        expires = load_certificate(short.certificate.encode()).not_valid_after_utc
+        await asyncio.sleep(max(0.0, (expires - datetime.now(UTC)).total_seconds()) + 0.1)
+        await control.start()
+        report = await until(client.trust, lambda report: bool(report.warnings))
+        assert any("authority of east (generation 1) expired at" in one for one in report.warnings)
+        assert any("isthmus trust rotate intermediate east" in one for one in report.warnings)
+        status = await client.status()
+        assert (status.is_ready, status.certificate_expires) == (False, None)
+
+        await client.deliver([root.require_renewal(EAST, now=datetime.now(UTC))])
+        asking = await until(client.trust, lambda report: report.own.request is not None)
+        assert asking.own.request is not None
+        await client.deliver(grants=[root.renew(asking.own.request, now=datetime.now(UTC))])
+        await until(client.status, lambda status: status.is_ready)
+        assert not any("expired" in one for one in (await client.trust()).warnings)
 
 
 async def test_a_grant_for_another_member_is_passed_on(tmp_path: Path) -> None:
