@@ -151,7 +151,8 @@ def check_passphrase(passphrase: bytes | None) -> None:
 class FileCustody:
     """Keys in PEM files (PKCS#8) `<name>-key.pem` of mode 0600 in a directory of mode 0700.
 
-    They are encrypted when there is a passphrase, which may be the content of a key file: 1 to 1023 bytes.
+    They are encrypted when there is a passphrase, which may be the content of a key file: 1 to 1023 bytes. Who gets
+    hold of the file may guess at leisure (AES-256, PBKDF2 of 2048 rounds): let it be long, best 32 random bytes.
     """
 
     def __init__(self, directory: Path, passphrase: bytes | None = None) -> None:
