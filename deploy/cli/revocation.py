@@ -151,7 +151,9 @@ async def by_root(order: Order, root: Root, telling: Telling) -> RevocationOutco
     elif order.undo:
         root.restore(order.subject, now=at)
     else:
-        root.revoke(make_revocation(order.subject, at=at, reason=order.reason, sever=order.sever), now=at)
+        said = root.revoke(make_revocation(order.subject, at=at, reason=order.reason, sever=order.sever), now=at)
+        decided = next(one.at for one in said.revoked if one.subject == order.subject)
+        at = at if decided == at.replace(microsecond=0) else decided  # it was signed before, in just these words
     sight = await telling.mesh.deliver(root.documents(), ())
     if not sight.reached:
         message = f"it is signed (trust bundle {root.bundle.sequence}), but nobody was told: {reasons_of(sight)}"

@@ -50,7 +50,8 @@ def revoke() -> None:
     With --root the order is signed: it reaches all members through any one, and one that is away when it is back.
     Without, every control plane that is reached decides for its own cluster.
 
-    `revoke CLUSTER` is short for `revoke cluster CLUSTER`.
+    Fails while a member that can be reached has a proxy that has not taken it; without --root also when a control plane
+    could not be told. `revoke CLUSTER` is short for `revoke cluster CLUSTER`.
     """
 
 

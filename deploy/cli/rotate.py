@@ -107,7 +107,12 @@ def _run(
             watch=lambda standing: _watch(shown, standing),
             force=(lambda breaks, holdups: _forced(shown, breaks, holdups, yes=yes)) if force else None,
         )
-        report = asyncio.run(rotate(tools))
+        try:
+            report = asyncio.run(rotate(tools))
+        except KeyboardInterrupt:
+            shown.pause()
+            shown.say(f"Interrupted; nothing is lost. To go on: {again} --root {directory}")
+            raise
     show(report, output, lambda: _render(report, f"{again} --root {directory}"))
     if not report.is_done:
         raise SystemExit(1)

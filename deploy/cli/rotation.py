@@ -67,6 +67,7 @@ class _Run:
     sight: Sight = field(default_factory=Sight)
     grants: dict[str, Grant] = field(default_factory=dict)
     refused: dict[ClusterName, str] = field(default_factory=dict)
+    unwilling: dict[str, str] = field(default_factory=dict)
     caught_up: list[ClusterName] = field(default_factory=list)
     forced: list[Stage] = field(default_factory=list)
     judged: set[str] = field(default_factory=set)
@@ -128,7 +129,9 @@ class _Run:
             reason = holdup.reason
             if holdup.cluster in self.refused:
                 reason += f"; its request was refused: {self.refused[holdup.cluster]}"
-            if holdup.cluster in silent:
+            if holdup.cluster in self.unwilling:
+                reason += f"; it refuses what it is handed: {self.unwilling[holdup.cluster]}"
+            elif holdup.cluster in silent:
                 reason += f"; not reached from here: {silent[holdup.cluster]}"
             explained.append(msgspec.structs.replace(holdup, reason=reason))
         return tuple(explained)
@@ -152,7 +155,7 @@ class _Run:
 
         One member that is reached is enough, the others hear from it; each that is reached gets all directly.
         """
-        tools, root = self.tools, self.tools.root
+        root = self.tools.root
         fresh = [request for request in self._due() if request.id not in self.judged]
         for request in fresh:
             self._grant(request)
@@ -165,9 +168,18 @@ class _Run:
         if not (is_new or has_new_grant) and not ((behind or unknown or due) and now - self.handed >= _REPEAT):
             return
         self.handed = now
-        self.sight = _both(self.sight, await tools.mesh.deliver(root.documents(), ()))
+        await self._deliver(root.documents(), ())
         for grant in due:
-            self.sight = _both(self.sight, await tools.mesh.deliver((), (grant,)))
+            await self._deliver((), (grant,))
+
+    async def _deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> None:
+        answer = await self.tools.mesh.deliver(bundles, grants)
+        for one in answer.silent:
+            if one.cluster in self.sight.reached:
+                self.unwilling[one.cluster] = one.reason
+        for name in answer.reached:
+            self.unwilling.pop(name, None)
+        self.sight = _both(self.sight, answer)
 
     def _confirm(self) -> None:
         """Notes in the ledger who uses the key that it was granted last: the one before may ask for nothing more."""

@@ -101,8 +101,9 @@ class ReachedMesh:
         """Asks all at once."""
         return put_together(await self.each(lambda client: client.trust()))
 
-    async def first(self) -> Sight:
-        """Asks one after the other, until one answers: it knows the words of all."""
+    async def glance(self) -> Sight:
+        """Asks one, which knows the words of all; then only those of which it has heard nothing, or the next if it is
+        silent itself."""
         known: list[ClusterName] = []
 
         async def ask(client: AdminClient) -> TrustReport:
@@ -111,9 +112,8 @@ class ReachedMesh:
 
         answers: dict[str, TrustReport | Silent] = {}
         for name in self._clusters:
-            answers[name] = await self._ask(name, ask)
-            if isinstance(answers[name], TrustReport):
-                break
+            if name not in put_together(answers).members:
+                answers[name] = await self._ask(name, ask)
         return msgspec.structs.replace(put_together(answers), known=tuple(known))
 
     async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Sight:

@@ -122,9 +122,10 @@ def status(
 ) -> None:
     """Show every CA of the mesh: its slot, until when it lives, who trusts it; and how far a rotation is.
 
-    One control plane is asked: it knows the word of all members; the next one is when it does not answer. Fails when
-    something needs somebody: a CA that expires soon, a rotation that stands still for ten minutes, a member that missed
-    news of the root for as long, or whatever the control plane warns of. A rotation on its way is no failure.
+    One control plane is asked, which knows the word of all members; others are when it is silent, or has not heard of
+    them. Fails when something needs somebody: a CA that expires soon, a rotation that stands still for ten minutes, a
+    member that missed news of the root for as long, or whatever the control plane warns of. A rotation on its way is no
+    failure.
     """
     if deliver and root is None:
         raise click.UsageError("--deliver hands over the documents of a root: give --root")
@@ -133,7 +134,7 @@ def status(
 
     async def ask() -> Sight:
         refused = () if opened is None or not deliver else (await mesh.deliver(opened.documents(), ())).silent
-        sight = await mesh.first()
+        sight = await mesh.glance()
         silent = {one.cluster: one for one in (*refused, *sight.silent)}
         return msgspec.structs.replace(sight, silent=tuple(silent.values()))
 
@@ -178,7 +179,7 @@ def bundle(targets: Targets, *, root: Path | None, passphrase_file: Path | None,
     if root is not None:
         found = open_root(root, passphrase_file).bundle
     else:
-        sight = asyncio.run(ReachedMesh(targets.names, targets.client).first())
+        sight = asyncio.run(ReachedMesh(targets.names, targets.client).glance())
         if sight.bundle is None:
             raise CommandFailed(f"no control plane answered: {reasons_of(sight)}", "or give the root: --root DIR")
         found = sight.bundle

@@ -16,7 +16,7 @@ def render_status(found: MeshTrust, now: datetime) -> list[RenderableType]:
     roots = [
         (
             one.slot,
-            _colons(one.fingerprint),
+            one.fingerprint[:16],
             f"{one.not_after:%Y-%m-%d}",
             _left(one.days_left),
             f"{len(one.trusted_by)} of {len(one.trusted_by) + len(one.not_trusted_by)}",
@@ -31,7 +31,7 @@ def render_status(found: MeshTrust, now: datetime) -> list[RenderableType]:
             str(one.generation),
             one.slot,
             one.fingerprint[:12],
-            f"{one.root} root" if len(one.root) < len(one.fingerprint) else f"unknown root {one.root[:12]}",
+            f"{one.root} root" if len(one.root) < len(one.fingerprint) else f"another root, {one.root[:12]}",
             f"{one.not_after:%Y-%m-%d}",
             _left(one.days_left),
             f"{proxies[one.cluster].renewed}/{proxies[one.cluster].proxies}" if one.slot == "active" else "-",
@@ -93,11 +93,6 @@ def holdups_table(holdups: Sequence[Holdup]) -> RenderableType:
 def silent_table(silent: Sequence[Silent]) -> RenderableType:
     """Makes the table of control planes that did not answer."""
     return table(["CONTROL PLANE", "NOT REACHED BECAUSE"], [(one.cluster or "-", one.reason) for one in silent])
-
-
-def _colons(fingerprint: str) -> str:
-    """Returns a fingerprint short enough for a line, long enough to compare."""
-    return fingerprint[:16]
 
 
 def _left(days: float) -> str:

@@ -145,19 +145,30 @@ def test_the_shell_is_not_told_of_errors_while_it_completes() -> None:
     assert isthmus.resolve_command(context, ["nothing"])[1] is None
 
 
+class Commands:
+    """The command line in this process, against some control planes."""
+
+    def __init__(self, contexts: Path) -> None:
+        self.contexts = contexts
+
+    async def __call__(self, *words: str, code: int = 0) -> str:
+        """Returns what a command printed, or of an error what it says and advises."""
+        ran = await asyncio.to_thread(invoke, "--contexts", str(self.contexts), *words)
+        refusal = f"{getattr(ran.exception, 'message', '')} {getattr(ran.exception, 'hint', '')}".strip()
+        assert ran.exit_code == code, f"{words}\n{ran.output}\n{refusal}{ran.exception!r}"
+        return refusal or ran.stdout
+
+    async def json(self, *words: str, code: int = 0) -> Any:
+        """Returns what a command answers to programs."""
+        return json.loads(await self(*words, "-o", "json", code=code))
+
+
 async def test_keys_rotate_and_are_looked_at_by_commands(root: Path, tmp_path: Path) -> None:
     async with control.start_control(tmp_path / "east", "east") as east:
-        contexts = control.write_contexts(tmp_path / "contexts.json", east)
-
-        async def run(*words: str, code: int = 0) -> str:
-            """Runs a command in this process; returns what it printed, or for an error what it says and advises."""
-            ran = await asyncio.to_thread(invoke, "--contexts", str(contexts), *words)
-            refusal = f"{getattr(ran.exception, 'message', '')} {getattr(ran.exception, 'hint', '')}".strip()
-            assert ran.exit_code == code, f"{words}\n{ran.output}\n{refusal}{ran.exception!r}"
-            return refusal or ran.stdout
+        run = Commands(control.write_contexts(tmp_path / "contexts.json", east))
 
         async def status(*words: str) -> Any:
-            return json.loads(await run("trust", "status", *words, "-o", "json"))
+            return await run.json("trust", "status", *words)
 
         await run("join", "east", "--root", str(root))
         at_rest = await status()
@@ -169,12 +180,11 @@ async def test_keys_rotate_and_are_looked_at_by_commands(root: Path, tmp_path: P
         assert [one["generation"] for one in (await status())["authorities"]] == [2]
 
         await run("trust", "rotate", "root", "--root", str(root))
-        after = await control.until(
-            lambda: status("--root", str(root)), lambda said: [one["slot"] for one in said["authorities"]] == ["active"]
-        )
+        after = await status("--root", str(root))
         assert [one["slot"] for one in after["roots"]] == ["signing"]
         assert after["roots"][0]["key"] != at_rest["roots"][0]["key"]
-        assert [(one["generation"], one["root"]) for one in after["authorities"]] == [(3, "signing")]
+        newest = after["authorities"][0]
+        assert (newest["generation"], newest["slot"], newest["root"]) == (3, "active", "signing")
         assert await run("trust", "bundle") == await run("trust", "bundle", "--root", str(root))
         warned = await run("trust", "status", "--warn-before", "9999d", code=1)
         assert "warning: the authority of east expires on" in warned
@@ -197,3 +207,47 @@ async def test_keys_rotate_and_are_looked_at_by_commands(root: Path, tmp_path: P
 
         await east.kill()
         assert "no control plane answered" in await run("trust", "status", code=1)
+
+
+async def test_a_member_that_is_away_is_named_and_gets_what_it_missed(root: Path, tmp_path: Path) -> None:
+    """Two members that cannot hear each other: each is reached by the commands alone."""
+    async with (
+        control.start_control(tmp_path / "east", "east") as east,
+        control.start_control(tmp_path / "west", "west") as west,
+    ):
+        run = Commands(control.write_contexts(tmp_path / "contexts.json", east, west))
+        of_root = ("--root", str(root))
+        for name in ("east", "west"):
+            await run("join", name, *of_root)
+
+        both = await run.json("revoke", "workload", "shop/web", "--wait", "10s")
+        assert {one["cluster"]: one["state"] for one in both["members"]} == {"east": "in-force", "west": "in-force"}
+        alone = await run.json("revoke", "west", "--reason", "stolen")
+        assert [(one["cluster"], one["state"]) for one in alone["members"]] == [("east", "in-force")]
+        assert [one["subject"] for one in await run.json("--cluster", "west", "revoke", "list")] == ["shop/web"]
+        await run("revoke", "west", "--undo")
+        itself = await run("--cluster", "west", "revoke", "west", "--yes", code=1)
+        assert "no cluster revokes itself" in itself
+
+        await west.kill()
+        told = await run.json("revoke", "workload", "shop/cart", "--wait", "0s", code=1)
+        assert {one["cluster"]: one["state"] for one in told["members"]} == {"east": "in-force", "west": "not-reached"}
+        signed = await run.json("revoke", "workload", "shop/files", *of_root, "--wait", "0s")
+        assert {one["cluster"]: one["state"] for one in signed["members"]} == {
+            "east": "in-force",
+            "west": "not-reached",
+        }
+        held = await run.json("trust", "rotate", "root", *of_root, "--wait", "1s", code=1)
+        assert held["stage"] == "announced"
+        assert [one["cluster"] for one in held["holdups"]] == ["west"]
+        assert [one["cluster"] for one in held["notReached"]] == ["west"]
+        forced = await run.json("trust", "rotate", "root", *of_root, "--wait", "1s", "--force", "--yes", code=1)
+        assert (forced["forced"], forced["stage"], forced["granted"]) == (["announced"], "signing", ["east"])
+
+        await west.start()
+        done = await run.json("trust", "rotate", "root", *of_root, "--wait", "20s")
+        assert (done["isDone"], done["granted"], done["caughtUp"]) == (True, ["west"], ["west"])
+        status = await run.json("trust", "status", *of_root)
+        assert status["roots"][0]["trustedBy"] == ["east", "west"]
+        assert [one["subject"] for one in status["revoked"]] == ["shop/cart", "shop/files", "shop/web"]
+        assert [one["inForce"] for one in status["revoked"]][1] == ["east", "west"]

@@ -21,7 +21,7 @@ from trust.rotation import Holdup, RootStage
 from trust.spiffe import ClusterName, MeshDomain
 
 EAST, SOUTH, WEST = (ClusterName(name) for name in ("east", "south", "west"))
-WAIT = timedelta(seconds=30)
+WAIT = timedelta(seconds=8)
 
 
 class Interrupted(Exception):
