@@ -8,18 +8,17 @@ the picture: what proxies say must not change what they are told.
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
 
 import msgspec
 
 from federation import names
 from federation.etcd import Delete, EtcdClient, EtcdRefused, EtcdUnavailable, Listing, Operation, Put, Unchanged
 from federation.etcd.election import Leadership
-from federation.model import PodKey
 from federation.peering.news import News
+from federation.proxy_trust import ProxyTrust, has_place, is_over
 from federation.store import MeshStore
 
 log = logging.getLogger(__name__)
@@ -34,37 +33,6 @@ _MOST_WRITES = 100  # of one transaction; etcd takes 128
 _LARGEST = 4096  # bytes of a record
 _LONGEST_PROBLEM = 300  # characters
 _SWEEP_EVERY = timedelta(seconds=2)
-_NEVER_CERTIFIED = timedelta(hours=1)
-"""How long a record stays that says `connected` and has no certificate: its replica may have been killed."""
-
-_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-
-
-class ProxyTrust(msgspec.Struct, frozen=True, kw_only=True):
-    """What one proxy acknowledged. `bundle`, `authority` and `revoked` are those of its TrustMark.
-
-    `identity` is `namespace/account`; `revoked_at` is when it took that set; `expires` is the end of the certificate
-    that it acknowledged, None before the first. `since` is when its last connection began, `lost` when that ended, None
-    while it lasts; `problem` is why it did not take what it was offered last. `at`: since when it is as it is, or since
-    when it has been waited for.
-    """
-
-    node: str
-    identity: str
-    bundle: str = ""
-    authority: str = ""
-    revoked: str = ""
-    revoked_at: _Moment | None = None
-    expires: _Moment | None = None
-    since: _Moment
-    lost: _Moment | None = None
-    problem: str = ""
-    at: _Moment
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether it is on a stream, as far as is known."""
-        return self.lost is None
 
 
 class ProxyLedger:
@@ -222,25 +190,6 @@ class ProxyLedger:
         elif node not in self._due and (found is None or found.since < mine.since):
             # With a new moment: it says that the proxy was there after whoever removed it had looked.
             self._write_soon(node, msgspec.structs.replace(mine, at=datetime.now(UTC)))
-
-
-def has_place(node: str, pods: Collection[PodKey]) -> bool:
-    """Says whether there is still a pod for the proxy `node`; of a gateway, which has none, always."""
-    parsed = names.parse_node(node)
-    return parsed is not None and (not isinstance(parsed[1], PodKey) or parsed[1] in pods)
-
-
-def is_over(record: ProxyTrust, *, gone_since: datetime | None, now: datetime) -> bool:
-    """Says whether a proxy that is not connected to the replica that asks is no more.
-
-    `gone_since` is since when its pod is gone, None while it is there. One that another replica holds may outlive its
-    pod: it is removed, and when that replica writes it again, after `gone_since`, it is believed.
-    """
-    if record.expires is None:
-        return not record.is_connected or now - record.at > _NEVER_CERTIFIED
-    if record.expires <= now:
-        return True
-    return gone_since is not None and (not record.is_connected or record.at <= gone_since)
 
 
 def _node(key: str) -> str:

@@ -5,8 +5,8 @@ from datetime import datetime
 
 import msgspec
 
-from federation.ledger import ProxyTrust, has_place
 from federation.model import PodKey
+from federation.proxy_trust import ProxyTrust, has_place
 from trust.bundle import Revocation, TrustBundle, bundle_digest, is_revoked, revoked_digest
 from trust.joining import JoinRequest
 from trust.spiffe import ClusterName, Identity, Namespace, ServiceAccount

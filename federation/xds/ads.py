@@ -15,8 +15,8 @@ import grpc
 import msgspec
 from envoy.config.core.v3.base_pb2 import Node
 
-from federation.ledger import ProxyTrust
 from federation.model import ProxyScope, Trust
+from federation.proxy_trust import ProxyTrust
 from federation.snapshot import Snapshot
 from federation.store import MeshStore
 from federation.xds.resources import Resource, ResourceSet, TypeUrl

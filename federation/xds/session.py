@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from federation.ledger import ProxyTrust
 from federation.model import ProxyScope
 from federation.names import TRUST_BUNDLE_SECRET, WORKLOAD_SECRET
+from federation.proxy_trust import ProxyTrust
 from federation.xds.protocol import Acked, DeltaStream, Ignored, Order, Push, Rejected, Reply, Subscribed
 from federation.xds.resources import TypeUrl
 from trust.spiffe import Identity

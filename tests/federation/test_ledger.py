@@ -13,9 +13,10 @@ from federation import ledger as ledgers
 from federation import names
 from federation.etcd import EtcdClient
 from federation.etcd.election import Election
-from federation.ledger import ProxyLedger, ProxyTrust, is_over
+from federation.ledger import ProxyLedger
 from federation.model import PodKey
 from federation.peering.replica import ORIGIN
+from federation.proxy_trust import ProxyTrust, is_over
 from federation.snapshot import Change, Section
 from federation.store import MeshStore
 from tests.support.etcd import Etcd, start_etcd

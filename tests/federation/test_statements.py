@@ -6,10 +6,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.ledger import ProxyTrust
 from federation.model import PodKey
 from federation.names import gateway_node, sidecar_node
 from federation.peering.statements import make_statement
+from federation.proxy_trust import ProxyTrust
 from tests.support.federation import SHOP
 from tests.support.trust import DOMAIN, EAST
 from trust.bundle import Revocation, TrustBundle, bundle_digest, make_revocation, revoked_digest

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from envoy.config.core.v3.base_pb2 import Node
 
 from federation import names
 from federation.model import GatewayAddress
 from federation.peering import trust_records
+from federation.xds.client import DeltaClient
+from federation.xds.protocol import DeltaStream, Ignored, Order, Subscribed
 from federation.xds.resources import Resource, TypeUrl, make_resource
 from tests.support.federation import (
     ClusterUnderTest,
@@ -219,6 +222,26 @@ async def test_documents_without_end_are_not_kept(
         await eventually(lambda: len(liar.refused()) == 100 - trust_records.MOST_DOCUMENTS)
         assert len(control.peer(WEST).rejections) <= 32
         assert control.keeper.documents()[-1] == root.said[-1]
+
+
+def test_members_of_different_age_understand_each_other() -> None:
+    root, _ = make_mesh(now=datetime.now(UTC))
+    says = {
+        TypeUrl.BEAT: _by_name(make_resource("west", b"{}")),
+        TypeUrl.TRUST_BUNDLE: trust_records.document_resources((root.say(),)),
+    }
+    older_client, stream = DeltaClient((TypeUrl.BEAT,)), DeltaStream(Order.NONE)
+    stream.offer(says)
+    for request in older_client.open({}, Node(id="east")):
+        stream.receive(request)
+    assert [push.type_url for push in stream.due()] == [TypeUrl.BEAT], "who did not ask for documents is told none"
+    newer_client, stream = DeltaClient((TypeUrl.BEAT, TypeUrl.TRUST_BUNDLE)), DeltaStream(Order.NONE)
+    stream.offer(says)
+    beat, documents = newer_client.open({}, Node(id="east"))
+    documents.type_url += "FromTheFuture"  # as an older server sees it
+    assert isinstance(stream.receive(beat), Subscribed)
+    assert isinstance(stream.receive(documents), Ignored)
+    assert [push.type_url for push in stream.due()] == [TypeUrl.BEAT]
 
 
 def test_of_very_many_documents_the_newest_are_told() -> None:

@@ -30,9 +30,9 @@ from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
-from federation.ledger import ProxyTrust
 from federation.model import Audience, Locality, MemberCluster, NetworkName, ProxyRole, ProxyScope, Trust
 from federation.names import TRUST_BUNDLE_SECRET
+from federation.proxy_trust import ProxyTrust
 from federation.snapshot import TRUST_KEY, Change, Section, Snapshot
 from federation.store import MeshStore
 from federation.xds.ads import MAX_AGE, Admitted, AdsServer, Issued, ProxyNode, ProxyStatus

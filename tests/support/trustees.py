@@ -7,12 +7,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.etcd import EtcdClient
-from federation.ledger import ProxyTrust
 from federation.model import ClusterSettings, MemberCluster, Trust
 from federation.peering import exports, trust_records
 from federation.peering.news import News
 from federation.peering.replica import Replica
 from federation.peering.statements import make_statement
+from federation.proxy_trust import ProxyTrust
 from federation.snapshot import TRUST_KEY, Change, Section
 from federation.store import MeshStore
 from tests.support.trust import DOMAIN, bundle_of
