@@ -152,9 +152,10 @@ def doors_for_clients(besieged: Besieged) -> Iterator[Door]:
             takes_own=caller == EAST,
         )
 
-    for caller in (EAST, SOUTH):
-        for victim in (identity(SOUTH, "client"), gateway_identity(SOUTH), identity(WEST, "client")):
-            yield tunnel(caller, victim)
+    yield tunnel(EAST, identity(SOUTH, "client"))
+    yield tunnel(EAST, identity(WEST, "client"))
+    yield tunnel(SOUTH, identity(SOUTH, "client"))
+    yield tunnel(SOUTH, gateway_identity(SOUTH))
 
     async def listen(context: ssl.SSLContext) -> str:
         name = control_dns_name(WEST, MESH)

@@ -74,9 +74,9 @@ async def test_a_revoked_cluster_is_refused_even_as_itself(mesh: Besieged, keys:
     async with mesh.control.client() as admin:
         await admin.revoke(EAST, reason="its authority was stolen")
     table: dict[str, dict[str, str]] = {}
-    for door in doors_for_clients(mesh):
-        if not door.takes_own:
-            continue
+    # Whom the thief wants to be makes no difference here: one door of a kind is enough.
+    doors = {door.name.partition(", as ")[0]: door for door in doors_for_clients(mesh) if door.takes_own}
+    for door in doors.values():
         tried = [one for one in forgeries_for(door, mesh, keys) if one.is_own]
         [sound] = [one for one in tried if one.is_sound]
 
