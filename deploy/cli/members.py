@@ -176,7 +176,7 @@ def _render_clusters(answer: Sequence[ClusterReport], now: datetime) -> list[Ren
     refused = [(member.name, reason) for member in answer for reason in member.rejected]
     if refused:
         shown += ["", table(["CLUSTER", "REFUSED FROM IT"], refused)]
-    if any(member.state is Liveness.STALE for member in answer):
+    if any(member.state is Liveness.STALE and not member.revoked for member in answer):
         shown += ["", "A stale member is kept, but its endpoints come last."]
     return shown
 

@@ -1,35 +1,49 @@
 """Shows on standard error what a command waits for: a line for each change, and on a terminal one that moves below."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+_NAMED_AFTER = 3.0  # seconds: most waits are over by then, and a line for each proxy of a mesh would bury the others
+
 
 class Progress:
-    """Lines that stay (`say`), and what is waited for now (`wait_for`): told again only when it has changed."""
+    """Lines that stay (`say`), and what is waited for now (`wait_for`). `clock` counts seconds."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
         self._console = console
+        self._clock = clock
         self._status = Status("", console=console) if console.is_terminal else None
-        self._waits: tuple[str, ...] = ()
+        self._what = ""
+        self._since = 0.0
+        self._named: frozenset[str] = frozenset()
 
     def say(self, line: str) -> None:
         """Shows a line that stays."""
         self._console.print(line, markup=False, soft_wrap=True)
 
     def wait_for(self, what: str, *whom: str) -> None:
-        """Shows what is waited for, and whom: on a terminal in place, elsewhere a line for each that is new."""
+        """Shows what is waited for, and whom: on a terminal in place, elsewhere in a line for each that is new.
+
+        There, whom only when it takes long.
+        """
         if self._status is not None:
             self._status.update(escape("\n  ".join((what, *whom))))
             self._status.start()
             return
-        for line in (what, *whom):
-            if line not in self._waits:
-                self.say(line if line == what else f"  {line}")
-        self._waits = (what, *whom)
+        now = self._clock()
+        if what != self._what:
+            self.say(what)
+            self._what, self._since, self._named = what, now, frozenset()
+        if now - self._since >= _NAMED_AFTER:
+            for line in whom:
+                if line not in self._named:
+                    self.say(f"  {line}")
+            self._named = frozenset(whom)
 
     def pause(self) -> None:
         """Ends what moves, so that something can be asked or shown."""
@@ -40,7 +54,7 @@ class Progress:
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Gives a Progress on standard error; what moves ends with the block."""
-    shown = Progress(Console(stderr=True, highlight=False))
+    shown = Progress(Console(stderr=True, highlight=False), time.monotonic)
     try:
         yield shown
     finally:

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from deploy.cli.progress import Progress
 from deploy.cli.sight import Sight, Silent, put_together
 from deploy.cli.trust_display import render_status
 from deploy.cli.trust_status import MeshTrust, standing_of
@@ -204,3 +205,22 @@ def test_status_is_shown_to_people_and_to_programs() -> None:
     printed = json.loads(msgspec.json.encode(shown))
     assert {"stage", "holdups", "roots", "authorities", "members", "revoked", "warnings"} <= printed.keys()
     assert {"slot", "fingerprint", "daysLeft", "trustedBy", "notTrustedBy"} <= printed["roots"][0].keys()
+
+
+def test_elsewhere_than_on_a_terminal_whom_a_command_waits_for_is_named_once_when_it_takes_long() -> None:
+    moments = iter([0.0, 1.0, 3.0, 4.0, 5.0, 6.0])
+    console = Console(width=80, force_terminal=False)
+    shown = Progress(console, lambda: next(moments))
+    with console.capture() as captured:
+        for _ in range(4):
+            shown.wait_for("Waits for all.", "west: [1/2] proxies")
+        shown.wait_for("Waits for all.", "west: [2/2] proxies")
+        shown.wait_for("Waits for more.", "west: [2/2] proxies")
+        shown.say("Done.")
+    assert captured.get().splitlines() == [
+        "Waits for all.",
+        "  west: [1/2] proxies",
+        "  west: [2/2] proxies",
+        "Waits for more.",
+        "Done.",
+    ]
