@@ -79,8 +79,8 @@ def offered(
 ) -> Mapping[ServiceKey, ExportedService]:
     """Returns what this cluster offers: services that exist and are exported, with their ready endpoints.
 
-    A service without ready endpoints is offered empty: its name stays. Revoked workloads are not offered. What is as in `before` stays that very object,
-    the rest is stamped `changed_at`.
+    A service without ready endpoints is offered empty: its name stays. Revoked workloads are not offered. What is as in
+    `before` stays that very object, the rest is stamped `changed_at`.
     """
     revoked = Revoked(snapshot.revoked)
     offers = {}

@@ -9,7 +9,7 @@ from federation.model import Locality
 from federation.xds.bootstrap import bootstrap, token_file, trust_bundle_file
 from tests.support.envoy import start_envoy
 from tests.support.identities import MeshIdentities
-from tests.support.pushed_mesh import ADS_PORT, Pushing
+from tests.support.pushing import ADS_PORT, Pushing
 from tests.support.two_clusters import DOMAIN
 from tests.support.waiting import eventually
 from trust.spiffe import ClusterName, control_dns_name, control_identity, spiffe_id
