@@ -10,6 +10,8 @@ from rich.status import Status
 
 _NAMED_AFTER = 3.0  # seconds: most waits are over by then, and a line for each proxy of a mesh would bury the others
 
+_FIT = 12  # lines that move: more than a terminal is high cannot be taken back
+
 
 class Progress:
     """Lines that stay (`say`), and what is waited for now (`wait_for`). `clock` counts seconds."""
@@ -32,7 +34,8 @@ class Progress:
         There, whom only when it takes long.
         """
         if self._status is not None:
-            self._status.update(escape("\n  ".join((what, *whom))))
+            more = [f"and {len(whom) - _FIT} more"] if len(whom) > _FIT else []
+            self._status.update(escape("\n  ".join((what, *whom[:_FIT], *more))))
             self._status.start()
             return
         now = self._clock()
