@@ -112,7 +112,7 @@ class RootDirectory:
             was_there = self.path.exists()
             if was_there:
                 self._check_unused(domain)
-                self.path.chmod(0o700)
+                self._close_to_others()
             files.make_directory(self.path)
             with files.locked(self.path):
                 self._check_unused(domain)
@@ -207,6 +207,12 @@ class RootDirectory:
         said = self._read() if _BUNDLES in names else None
         if said is None or said.bundles or said.domain != domain:
             raise self._in_use("there is something in it")
+
+    def _close_to_others(self) -> None:
+        try:
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise self._in_use(error.strerror or str(error)) from error
 
     def _in_use(self, reason: str) -> AuthorityRefused:
         message = f"{self.path} cannot become the directory of a new root: {reason}"

@@ -77,8 +77,8 @@ def leaf_signed_by(issuer: x509.Certificate, issuer_key: Any, uri: str) -> tuple
 def stolen(mesh: Isthmus, cluster: str) -> tuple[x509.Certificate, Any]:
     """Returns certificate and key of a cluster's intermediate, as a thief of its disk has them."""
     [folder] = mesh.home.rglob(f"{cluster}/control")
-    grant = json.loads((folder / "grant.json").read_text())
-    key = serialization.load_pem_private_key((folder / "ca-key.pem").read_bytes(), None)
+    grant = json.loads((folder / "grant-1.json").read_text())
+    key = serialization.load_pem_private_key((folder / "ca-1-key.pem").read_bytes(), None)
     return x509.load_pem_x509_certificate(grant["certificate"].encode()), key
 
 

@@ -172,6 +172,15 @@ def test_of_those_who_make_one_root_at_once_one_succeeds(tmp_path: Path) -> None
     assert open_root(tmp_path / "root", now=NOW).bundle.sequence == 1
 
 
+def test_of_those_who_announce_at_once_all_announce_one_root(tmp_path: Path, root: Root) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        roots = [open_root(tmp_path / "root", now=NOW) for _ in range(4)]
+        announced = list(pool.map(lambda one: one.announce(now=NOW), roots))
+    assert announced == [root.bundle] * 4
+    assert root.bundle.sequence == 2
+    assert sorted(path.name for path in (tmp_path / "root").glob("*-key.pem")) == ["root-1-key.pem", "root-2-key.pem"]
+
+
 def test_the_certificate_for_people_is_that_of_the_root_that_signs(tmp_path: Path, root: Root) -> None:
     root.announce(now=NOW)
     old = (tmp_path / "root" / "root.pem").read_bytes()
