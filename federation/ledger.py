@@ -18,7 +18,7 @@ from federation import names
 from federation.etcd import Delete, EtcdClient, EtcdRefused, EtcdUnavailable, Listing, Operation, Put, Unchanged
 from federation.etcd.election import Leadership
 from federation.peering.news import News
-from federation.proxy_trust import ProxyTrust, has_place, is_over
+from federation.proxy_trust import ProxyTrust, has_place, is_over, with_past
 from federation.store import MeshStore
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ _RETRY = timedelta(seconds=1)
 _MOST_WRITES = 100  # of one transaction; etcd takes 128
 _LARGEST = 4096  # bytes of a record
 _LONGEST_PROBLEM = 300  # characters
+_ASK_AGAIN = timedelta(seconds=30)
+"""Between two times that the record of a proxy without a pod is removed, to be written again by whoever holds it."""
 _SWEEP_EVERY = timedelta(seconds=2)
 
 
@@ -45,6 +47,7 @@ class ProxyLedger:
         self._own: dict[str, ProxyTrust] = {}  # of proxies that are connected here
         self._due: dict[str, ProxyTrust | None] = {}  # what etcd does not hold yet; None is to be removed
         self._due_news = News()
+        self._is_listed = asyncio.Event()
         self._is_full = False
         self.news = News()
 
@@ -53,6 +56,11 @@ class ProxyLedger:
         """What is known of each proxy, by node: etcd's copy, and what is still to be written."""
         merged = {**self._kept, **self._due}
         return {node: record for node, record in merged.items() if record is not None}
+
+    @property
+    def is_late(self) -> bool:
+        """Whether something that is known here is not in etcd yet."""
+        return bool(self._due)
 
     def record(self, node: str) -> ProxyTrust | None:
         """Returns what is known of one proxy."""
@@ -68,7 +76,7 @@ class ProxyLedger:
                 log.error("too many proxies to note what they acknowledged", extra={"most": MOST_RECORDS})
             self._is_full = True
             return
-        record = msgspec.structs.replace(record, problem=_short(record.problem))
+        record = with_past(msgspec.structs.replace(record, problem=_short(record.problem)), known)
         if record.is_connected:
             self._own[record.node] = record
         else:
@@ -94,7 +102,7 @@ class ProxyLedger:
             now = datetime.now(UTC)
             pods, records = store.snapshot.pods.keys(), self.records
             gone = {node for node in records if not has_place(node, pods)}
-            gone_since = {node: gone_since.get(node, now) for node in gone}
+            gone_since = {node: _asked_at(gone_since.get(node, now), now) for node in gone}
             dead = [
                 node
                 for node, record in records.items()
@@ -115,6 +123,7 @@ class ProxyLedger:
         self.news.tell()
 
     async def _write_all(self) -> None:
+        await self._is_listed.wait()  # before, nobody knows what would be overwritten
         while True:
             seen = self._due_news.count
             try:
@@ -140,7 +149,8 @@ class ProxyLedger:
             if self._due.get(node) is record:
                 del self._due[node]
                 # The watch brings it too, later: between, nothing may look as it was before.
-                self._keep(node, record, outcome.revision)
+                if self._revisions.get(node, 0) < outcome.revision:
+                    self._keep(node, record, outcome.revision)
 
     async def _follow(self) -> None:
         async with aclosing(self._etcd.follow(names.PROXIES_PREFIX)) as following:
@@ -168,6 +178,11 @@ class ProxyLedger:
             self._keep(_node(item.key), _read(item.key, item.value), item.mod_revision)
         self._kept |= kept
         self._revisions |= newer
+        for noted in (self._own, self._due):
+            for node, record in noted.items():
+                if record is not None:
+                    noted[node] = with_past(record, self._kept.get(node))
+        self._is_listed.set()
 
     def _keep(self, node: str, record: ProxyTrust | None, revision: int) -> None:
         if len(self._revisions) >= MOST_RECORDS and node not in self._revisions:
@@ -190,6 +205,10 @@ class ProxyLedger:
         elif node not in self._due and (found is None or found.since < mine.since):
             # With a new moment: it says that the proxy was there after whoever removed it had looked.
             self._write_soon(node, msgspec.structs.replace(mine, at=datetime.now(UTC)))
+
+
+def _asked_at(asked: datetime, now: datetime) -> datetime:
+    return asked if now - asked < _ASK_AGAIN else now
 
 
 def _node(key: str) -> str:

@@ -42,6 +42,21 @@ class ProxyTrust(msgspec.Struct, frozen=True, kw_only=True):
         return self.lost is None
 
 
+def with_past(record: ProxyTrust, known: ProxyTrust | None) -> ProxyTrust:
+    """Returns a record with what its proxy acknowledged on earlier streams, as far as nothing has replaced it.
+
+    A stream that begins before the ledger was read knows nothing of that, and the proxy still holds its certificate.
+    """
+    if known is None:
+        return record
+    if record.revoked_at is None:
+        record = msgspec.structs.replace(record, revoked=known.revoked, revoked_at=known.revoked_at)
+    if not record.authority and known.expires is not None and known.expires > record.at:
+        expires = max(known.expires, record.expires or known.expires)
+        record = msgspec.structs.replace(record, authority=known.authority, expires=expires)
+    return record if record.bundle else msgspec.structs.replace(record, bundle=known.bundle)
+
+
 def has_place(node: str, pods: Collection[PodKey]) -> bool:
     """Says whether there is still a pod for the proxy `node`; of a gateway, which has none, always."""
     parsed = names.parse_node(node)

@@ -140,7 +140,9 @@ class Session:
         """Notes what is offered next."""
         self._offered = offered
         if self._mark() != offered.mark:
-            self._trust = msgspec.structs.replace(self._trust, at=datetime.now(UTC))  # since when it is waited for
+            # `at`: since when it is waited for. Before the first ACK it may hold what it was sent all the same.
+            expires = self._trust.expires or offered.expires
+            self._trust = msgspec.structs.replace(self._trust, expires=expires, at=datetime.now(UTC))
             self._on_trust(self._trust)
 
     def end(self) -> None:
@@ -212,7 +214,7 @@ class Session:
         if self._has(WORKLOAD_SECRET):
             following = msgspec.structs.replace(following, authority=mark.authority, expires=expires)
         elif WORKLOAD_SECRET not in self._secrets:
-            following = msgspec.structs.replace(following, authority="", expires=None)
+            following = msgspec.structs.replace(following, authority="")
         is_news = following.revoked != mark.revoked or following.revoked_at is None
         if is_news and _ENFORCING.isdisjoint(self._open_types()):
             following = msgspec.structs.replace(following, revoked=mark.revoked, revoked_at=now)
