@@ -29,20 +29,22 @@ class Progress:
         self._console.print(line, markup=False, soft_wrap=True)
 
     def wait_for(self, what: str, *whom: str) -> None:
-        """Shows what is waited for, and whom: on a terminal in place, elsewhere in a line for each that is new.
-
-        There, whom only when it takes long.
-        """
+        """Shows what is waited for, and whom when it takes long: on a terminal in place, elsewhere a line for each that
+        is new."""
+        now = self._clock()
+        is_new = what != self._what
+        if is_new:
+            self._what, self._since, self._named = what, now, frozenset()
+        takes_long = now - self._since >= _NAMED_AFTER
         if self._status is not None:
-            more = [f"and {len(whom) - _FIT} more"] if len(whom) > _FIT else []
-            self._status.update(escape("\n  ".join((what, *whom[:_FIT], *more))))
+            named = whom if takes_long else ()
+            more = [f"and {len(named) - _FIT} more"] if len(named) > _FIT else []
+            self._status.update(escape("\n  ".join((what, *named[:_FIT], *more))))
             self._status.start()
             return
-        now = self._clock()
-        if what != self._what:
+        if is_new:
             self.say(what)
-            self._what, self._since, self._named = what, now, frozenset()
-        if now - self._since >= _NAMED_AFTER:
+        if takes_long:
             for line in whom:
                 if line not in self._named:
                     self.say(f"  {line}")

@@ -39,12 +39,14 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
     """The trust of the mesh as those that answered know it. `bundle` is the newest; None when nobody answered.
 
-    `known` names all members that they know of, also those of which nothing was heard.
+    `known` names all members that they know of, also those of which nothing was heard; `states` says which of them are
+    heard now, by one that was asked.
     """
 
     bundle: TrustBundle | None = None
     members: Mapping[ClusterName, Seen] = {}
     known: tuple[ClusterName, ...] = ()
+    states: Mapping[ClusterName, Liveness] = {}
     reached: tuple[ClusterName, ...] = ()
     silent: tuple[Silent, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -104,17 +106,19 @@ class ReachedMesh:
     async def glance(self) -> Sight:
         """Asks one, which knows the words of all; then only those of which it has heard nothing, or the next if it is
         silent itself."""
-        known: list[ClusterName] = []
+        states: dict[ClusterName, Liveness] = {}
 
         async def ask(client: AdminClient) -> TrustReport:
-            known.extend(ClusterName(member.name) for member in await client.clusters())
+            for member in await client.clusters():
+                if states.get(ClusterName(member.name)) is not Liveness.LIVE:
+                    states[ClusterName(member.name)] = member.state
             return await client.trust()
 
         answers: dict[str, TrustReport | Silent] = {}
         for name in self._clusters:
             if name not in put_together(answers).members:
                 answers[name] = await self._ask(name, ask)
-        return msgspec.structs.replace(put_together(answers), known=tuple(known))
+        return msgspec.structs.replace(put_together(answers), known=tuple(states), states=states)
 
     async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Sight:
         """Hands over documents and grants to all at once."""

@@ -174,12 +174,12 @@ def _render_proxies(answer: Sequence[ProxyReport], now: datetime) -> list[Render
             if not proxy.rejections
             else f"{len(proxy.rejections)} rejected",
             *(_delivery(proxy.types, kind) for kind in ("Cluster", "ClusterLoadAssignment", "Listener")),
-            *(_delivery(proxy.types, kind) for kind in ("RouteConfiguration", "Secret")),
+            *(_delivery(proxy.types, kind) for kind in ("RouteConfiguration", "TypedExtensionConfig", "Secret")),
             ago(proxy.connected_since, now),
         )
         for proxy in answer
     ]
-    columns = ["PROXY", "ROLE", "REPLICA", "STATE", "CDS", "EDS", "LDS", "RDS", "SDS", "AGE"]
+    columns = ["PROXY", "ROLE", "REPLICA", "STATE", "CDS", "EDS", "LDS", "RDS", "ECDS", "SDS", "AGE"]
     rejected = [
         (proxy.node, rejection.type, rejection.name, rejection.message, ago(rejection.since, now))
         for proxy in answer

@@ -25,7 +25,7 @@ from deploy.cli.trust_display import render_status
 from deploy.cli.trust_status import standing_of
 from deploy.failures import CommandFailed
 from federation.names import host_port
-from trust.bundle import bundle_pem, root_certificates, spiffe_document
+from trust.bundle import bundle_pem, root_certificates, root_fingerprints, spiffe_document
 from trust.certificates import CertificateSummary, describe
 from trust.custody import needs_passphrase, open_custody
 from trust.joining import Introduction
@@ -35,7 +35,10 @@ from trust.spiffe import InvalidName, parse_domain
 
 
 class RootReport(msgspec.Struct, frozen=True):
-    """What people want to know of a root. `certificate` is that of the root that signs; `others` are trusted too."""
+    """What people want to know of a root. `certificate` is that of the root that signs; `others` are trusted too.
+
+    `keys` are the hex SHA-256 of their keys, in this order: what `trust status` knows them by.
+    """
 
     directory: str
     domain: str
@@ -43,6 +46,7 @@ class RootReport(msgspec.Struct, frozen=True):
     stage: RootStage
     certificate: CertificateSummary
     others: tuple[CertificateSummary, ...]
+    keys: tuple[str, ...]
     members: tuple[Introduction, ...]
 
 
@@ -195,15 +199,25 @@ trust.add_command(rotate)
 def _report(directory: Path, root: Root) -> RootReport:
     certificates = tuple(describe(one) for one in root_certificates(root.bundle))
     return RootReport(
-        str(directory), root.domain, root.bundle.sequence, root.stage, certificates[0], certificates[1:], root.members()
+        directory=str(directory),
+        domain=root.domain,
+        sequence=root.bundle.sequence,
+        stage=root.stage,
+        certificate=certificates[0],
+        others=certificates[1:],
+        keys=root_fingerprints(root.bundle),
+        members=root.members(),
     )
 
 
 def _render(found: RootReport) -> list[RenderableType]:
     facts = [("domain", found.domain), ("trust bundle", str(found.sequence)), ("rotation", found.stage.value)]
-    for name, certificate in [("signs", found.certificate), *(("trusted too", one) for one in found.others)]:
+    certificates = (found.certificate, *found.others)
+    for number, (certificate, key) in enumerate(zip(certificates, found.keys, strict=True)):
+        name = "trusted too" if number else "signs"
         valid = f"{certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}"
-        facts += [(name, valid), ("  serial", certificate.serial), ("  SHA-256", certificate.fingerprint)]
+        facts += [(name, valid), ("  key", key), ("  serial", certificate.serial)]
+        facts += [("  certificate", certificate.fingerprint)]
     members = [
         (member.name, member.network, member.region, ", ".join(host_port(g.address, g.port) for g in member.gateways))
         for member in found.members

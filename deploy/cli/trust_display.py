@@ -7,8 +7,11 @@ from rich.console import RenderableType
 
 from deploy.cli.output import ago, table
 from deploy.cli.sight import Silent
-from deploy.cli.trust_status import MeshTrust
+from deploy.cli.trust_status import MemberStanding, MeshTrust
+from federation.model import Liveness
 from trust.rotation import Holdup
+
+_KEY = 12  # hex digits of a fingerprint that people see: 48 bits tell the keys of a mesh apart
 
 
 def render_status(found: MeshTrust, now: datetime) -> list[RenderableType]:
@@ -16,7 +19,7 @@ def render_status(found: MeshTrust, now: datetime) -> list[RenderableType]:
     roots = [
         (
             one.slot,
-            one.fingerprint[:16],
+            one.fingerprint[:_KEY],
             f"{one.not_after:%Y-%m-%d}",
             _left(one.days_left),
             f"{len(one.trusted_by)} of {len(one.trusted_by) + len(one.not_trusted_by)}",
@@ -30,8 +33,8 @@ def render_status(found: MeshTrust, now: datetime) -> list[RenderableType]:
             one.cluster,
             str(one.generation),
             one.slot,
-            one.fingerprint[:12],
-            f"{one.root} root" if len(one.root) < len(one.fingerprint) else f"another root, {one.root[:12]}",
+            one.fingerprint[:_KEY],
+            f"{one.root} {one.root_fingerprint[:_KEY]}",
             f"{one.not_after:%Y-%m-%d}",
             _left(one.days_left),
             f"{proxies[one.cluster].renewed}/{proxies[one.cluster].proxies}" if one.slot == "active" else "-",
@@ -45,8 +48,7 @@ def render_status(found: MeshTrust, now: datetime) -> list[RenderableType]:
             f"{one.trusting}/{one.proxies}",
             f"{one.enforcing}/{one.proxies}",
             f"generation {one.asks}" if one.asks else "-",
-            "revoked" if one.is_revoked else "-",
-            "never" if not one.was_heard else "now" if one.heard is None else f"{ago(one.heard, now)} ago",
+            _state(one, now),
         )
         for one in found.members
     ]
@@ -54,11 +56,11 @@ def render_status(found: MeshTrust, now: datetime) -> list[RenderableType]:
     shown: list[RenderableType] = [
         f"Trust bundle {found.sequence} of {found.domain}, of {issued}; rotation of the root: {found.stage}.",
         "",
-        table(["ROOT", "SHA-256", "EXPIRES", "LEFT", "TRUSTED BY", "NOT BY"], roots),
+        table(["ROOT", "KEY", "EXPIRES", "LEFT", "TRUSTED BY", "NOT BY"], roots),
         "",
-        table(["CLUSTER", "GEN", "SLOT", "KEY", "BELOW", "EXPIRES", "LEFT", "PROXIES RENEWED"], authorities),
+        table(["CLUSTER", "GEN", "SLOT", "KEY", "BELOW ROOT", "EXPIRES", "LEFT", "PROXIES RENEWED"], authorities),
         "",
-        table(["MEMBER", "BUNDLE", "TRUSTING", "ENFORCING", "ASKS FOR", "STATE", "HEARD"], members),
+        table(["MEMBER", "BUNDLE", "TRUSTING", "ENFORCING", "ASKS FOR", "STATE"], members),
     ]
     if found.holdups:
         shown += ["", holdups_table(found.holdups)]
@@ -93,6 +95,16 @@ def holdups_table(holdups: Sequence[Holdup]) -> RenderableType:
 def silent_table(silent: Sequence[Silent]) -> RenderableType:
     """Makes the table of control planes that did not answer."""
     return table(["CONTROL PLANE", "NOT REACHED BECAUSE"], [(one.cluster or "-", one.reason) for one in silent])
+
+
+def _state(member: MemberStanding, now: datetime) -> str:
+    """Says how a member is; how old its word is counts only when it may have changed unheard."""
+    revoked = "revoked, " if member.is_revoked else ""
+    if member.said is None:
+        return f"{revoked}never heard"
+    if member.state is Liveness.LIVE:
+        return f"{revoked}{member.state}"
+    return f"{revoked}{Liveness.STALE}, said this {ago(member.said, now)} ago"
 
 
 def _left(days: float) -> str:

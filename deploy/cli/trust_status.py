@@ -10,7 +10,8 @@ from itertools import combinations
 import msgspec
 
 from deploy.cli.output import ago
-from deploy.cli.sight import Seen, Sight, Silent
+from deploy.cli.sight import Sight, Silent
+from federation.model import Liveness
 from trust.bundle import Revocation, TrustBundle, bundle_digest, revoked_clusters, root_certificates, root_fingerprints
 from trust.certificates import describe
 from trust.rotation import Holdup, RootStage, Statements, authority_holdups, trust_holdups
@@ -24,12 +25,13 @@ _DAY = 86_400  # seconds
 
 
 class RootStanding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A root. `slot` is "signing", "next" or "retiring"; `key` is the hex SHA-256 of its key, `fingerprint` that of the
-    certificate. A member trusts it as a whole: how many of its proxies do stands with the member."""
+    """A root. `slot` is "signing", "next" or "retiring"; `fingerprint` is the hex SHA-256 of its key.
+
+    A member trusts it as a whole: how many of its proxies do stands with the member.
+    """
 
     slot: str
     fingerprint: str
-    key: str
     not_after: datetime
     days_left: float
     trusted_by: tuple[ClusterName, ...]
@@ -37,20 +39,26 @@ class RootStanding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class AuthorityStanding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """An authority of a member. `slot` is "active" or "old"; `root` is the slot of the root above it, or its key."""
+    """An authority of a member. `slot` is "active" or "old"; `fingerprint` is the hex SHA-256 of its key.
+
+    `root` is the slot of the root above it, and `root_fingerprint` that one's key: "retired" when the mesh trusts it no
+    longer, "newer" when the member follows a document that is not known here.
+    """
 
     cluster: ClusterName
     generation: int
     slot: str
     fingerprint: str
     root: str
+    root_fingerprint: str
     not_after: datetime
     days_left: float
 
 
 class MemberStanding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a member said of its proxies, and when: `heard` is None when it was asked just now, or never heard.
+    """What a member said of its proxies. `state` is whether it is heard now, as the control plane that was asked knows.
 
+    `said` is when it said this last, None when it never did: a member that is live says nothing while nothing changes.
     `asks` is the generation that it waits to be granted, or 0.
     """
 
@@ -60,8 +68,8 @@ class MemberStanding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     trusting: int = 0
     renewed: int = 0
     enforcing: int = 0
-    was_heard: bool = False
-    heard: datetime | None = None
+    state: Liveness = Liveness.UNKNOWN
+    said: datetime | None = None
     asks: int = 0
     is_revoked: bool = False
     waiting: tuple[Waiting, ...] = ()
@@ -124,7 +132,7 @@ def standing_of(
         holdups=holdups,
         roots=_roots(bundle, slots, said, [*documents, bundle], now),
         authorities=_authorities(bundle, slots, said, now),
-        members=tuple(_member(name, sight.members.get(name), bundle) for name in names),
+        members=tuple(_member(name, sight, bundle) for name in names),
         revoked=_revoked(bundle, said),
         warnings=(*sight.warnings, *_warnings(bundle, stage, slots, said, holdups, sight, now, warn_before)),
         asked=sight.reached,
@@ -183,8 +191,7 @@ def _roots(
         standings.append(
             RootStanding(
                 slot=slot,
-                fingerprint=summary.fingerprint,
-                key=key,
+                fingerprint=key,
                 not_after=summary.not_after,
                 days_left=_days(summary.not_after, now),
                 trusted_by=tuple(by),
@@ -213,7 +220,9 @@ def _authorities(
             generation=one.generation,
             slot="active" if one.is_active else "old",
             fingerprint=one.fingerprint,
-            root=above.get(one.root, one.root),
+            # A member signs below what it follows: a root that is not in the newest document has been in an older one.
+            root=above.get(one.root, "newer" if statement and statement.sequence > bundle.sequence else "retired"),
+            root_fingerprint=one.root,
             not_after=one.not_after,
             days_left=_days(one.not_after, now),
         )
@@ -226,10 +235,12 @@ def _newest_first(one: AuthorityState) -> tuple[bool, int]:
     return not one.is_active, -one.generation
 
 
-def _member(name: ClusterName, seen: Seen | None, bundle: TrustBundle) -> MemberStanding:
+def _member(name: ClusterName, sight: Sight, bundle: TrustBundle) -> MemberStanding:
     is_revoked = name in revoked_clusters(bundle.revoked)
+    state = Liveness.LIVE if name in sight.reached else sight.states.get(name, Liveness.UNKNOWN)
+    seen = sight.members.get(name)
     if seen is None:
-        return MemberStanding(cluster=name, is_revoked=is_revoked)
+        return MemberStanding(cluster=name, state=state, is_revoked=is_revoked)
     said = seen.statement
     return MemberStanding(
         cluster=name,
@@ -238,8 +249,8 @@ def _member(name: ClusterName, seen: Seen | None, bundle: TrustBundle) -> Member
         trusting=said.trusting,
         renewed=said.renewed,
         enforcing=said.enforcing,
-        was_heard=True,
-        heard=seen.heard,
+        state=state,
+        said=seen.heard or said.at,
         asks=said.request.generation if said.request else 0,
         is_revoked=is_revoked,
         waiting=said.waiting,

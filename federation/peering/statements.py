@@ -91,7 +91,7 @@ def _reason(record: ProxyTrust, *, is_here: bool) -> str:
         return f"{lost}; its certificate expires at {record.expires:%Y-%m-%d %H:%M} UTC" if record.expires else lost
     if record.problem:
         return record.problem[:_LONGEST_WORD]
-    return f"has not answered since {record.at:%Y-%m-%d %H:%M:%S} UTC"
+    return f"has yet to acknowledge the newest; its last answer came at {record.at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _fitting(statement: TrustStatement) -> TrustStatement:

@@ -182,7 +182,7 @@ async def test_keys_rotate_and_are_looked_at_by_commands(root: Path, tmp_path: P
         await run("trust", "rotate", "root", "--root", str(root))
         after = await status("--root", str(root))
         assert [one["slot"] for one in after["roots"]] == ["signing"]
-        assert after["roots"][0]["key"] != at_rest["roots"][0]["key"]
+        assert after["roots"][0]["fingerprint"] != at_rest["roots"][0]["fingerprint"]
         newest = after["authorities"][0]
         assert (newest["generation"], newest["slot"], newest["root"]) == (3, "active", "signing")
         assert await run("trust", "bundle") == await run("trust", "bundle", "--root", str(root))

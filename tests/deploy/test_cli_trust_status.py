@@ -11,6 +11,7 @@ from deploy.cli.progress import Progress
 from deploy.cli.sight import Sight, Silent, put_together
 from deploy.cli.trust_display import render_status
 from deploy.cli.trust_status import MeshTrust, standing_of
+from federation.model import Liveness
 from federation.reports import PeerTrustReport, TrustReport
 from tests.support.members import (
     ANNOUNCED,
@@ -91,7 +92,7 @@ def test_a_member_that_was_away_trusts_what_it_followed_then() -> None:
 def test_a_member_of_the_ledger_that_was_never_heard_is_shown() -> None:
     seen = msgspec.structs.replace(sight(IDLE, statement(EAST, IDLE)), known=(EAST, SOUTH))
     silent = found(seen, IDLE, members=[WEST])
-    assert [(one.cluster, one.was_heard) for one in silent.members] == [(EAST, True), (SOUTH, False), (WEST, False)]
+    assert [(one.cluster, one.said) for one in silent.members] == [(EAST, NOW), (SOUTH, None), (WEST, None)]
     assert silent.roots[0].not_trusted_by == (SOUTH, WEST)
 
 
@@ -198,13 +199,62 @@ def test_status_is_shown_to_people_and_to_programs() -> None:
         for part in render_status(shown, NOW + timedelta(hours=1)):
             console.print(part)
     text = captured.get()
-    for word in ("next", "signing", "west/shop/cart-1", "has not answered", "3/4", "61m ago"):
+    for word in ("next", "signing", "west/shop/cart-1", "has not answered", "3/4", "stale, said this 61m ago"):
         assert word in text
     assert "Connection refused" in text
     assert "warning: the rotation of the root is announced" in text
     printed = json.loads(msgspec.json.encode(shown))
     assert {"stage", "holdups", "roots", "authorities", "members", "revoked", "warnings"} <= printed.keys()
     assert {"slot", "fingerprint", "daysLeft", "trustedBy", "notTrustedBy"} <= printed["roots"][0].keys()
+
+
+def test_a_root_is_known_by_its_key_and_one_of_the_past_is_told_so() -> None:
+    behind = statement(WEST, SIGNING)
+    ahead = statement(EAST, document(5, 1), authority(3, root=0))
+    told = found(sight(RETIRING, statement(SOUTH, RETIRING, authority(2, root=1)), behind, ahead), RETIRING)
+    [root] = told.roots
+    above = {one.cluster: (one.root, one.root_fingerprint) for one in told.authorities}
+    assert above[SOUTH] == ("signing", root.fingerprint)
+    assert above[WEST] == ("retired", authority(root=0).root)
+    assert above[EAST][0] == "newer"
+    text = printed(told)
+    assert f"signing {root.fingerprint[:12]}" in text
+    assert text.count(root.fingerprint[:12]) == 2, "the same in the table of roots and in that of authorities"
+    assert f"retired {authority(root=0).root[:12]}" in text
+
+
+def test_a_member_that_is_live_is_said_to_be_and_one_that_is_not_said_this_some_time_ago() -> None:
+    seen = sight(IDLE, statement(EAST, IDLE), statement(WEST, IDLE), statement(SOUTH, IDLE))
+    seen = msgspec.structs.replace(seen, states={EAST: Liveness.LIVE, WEST: Liveness.LIVE, SOUTH: Liveness.STALE})
+    told = found(seen, IDLE)
+    assert [one.state for one in told.members] == [Liveness.LIVE, Liveness.STALE, Liveness.LIVE]
+    states = {line.split()[0]: line.strip() for line in printed(told).splitlines() if line[:4] in ("west", "sout")}
+    assert states["west"].endswith("live")
+    assert states["south"].endswith("stale, said this 60s ago")
+
+
+def test_on_a_terminal_whom_a_command_waits_for_is_named_when_it_takes_long() -> None:
+    moments = iter([0.0, 1.0, 3.0])
+    console = Console(width=80, force_terminal=True, no_color=True)
+    shown = Progress(console, lambda: next(moments))
+    with console.capture() as early:
+        shown.wait_for("Waits for all.", "west: 1/2 proxies")
+        shown.wait_for("Waits for all.", "west: 1/2 proxies")
+        shown.pause()
+    with console.capture() as late:
+        shown.wait_for("Waits for all.", "west: 1/2 proxies")
+        shown.pause()
+    assert "Waits for all." in early.get()
+    assert "west" not in early.get()
+    assert "west: 1/2 proxies" in late.get()
+
+
+def printed(told: MeshTrust) -> str:
+    console = Console(width=140, no_color=True)
+    with console.capture() as captured:
+        for part in render_status(told, NOW):
+            console.print(part)
+    return captured.get()
 
 
 def test_elsewhere_than_on_a_terminal_whom_a_command_waits_for_is_named_once_when_it_takes_long() -> None:

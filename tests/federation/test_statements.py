@@ -137,7 +137,7 @@ def test_who_counts_and_why_it_is_waited_for() -> None:
     assert {one.node.rpartition("/")[2]: one.reason for one in said.waiting} == {
         "cart-1": "not connected since 2026-01-01 11:03 UTC; its certificate expires at 2026-01-01 15:00 UTC",
         "cart-2": "rejected Secret trust-bundle: no certificate",
-        "cart-3": "has not answered since 2026-01-01 11:59:00 UTC",
+        "cart-3": "has yet to acknowledge the newest; its last answer came at 2026-01-01 11:59:00 UTC",
         "cart-9": "is connected, and nothing is noted of it yet",
     }
 
