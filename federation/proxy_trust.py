@@ -45,7 +45,7 @@ class ProxyTrust(msgspec.Struct, frozen=True, kw_only=True):
 def with_past(record: ProxyTrust, known: ProxyTrust | None) -> ProxyTrust:
     """Returns a record with what its proxy acknowledged on earlier streams, as far as nothing has replaced it.
 
-    A stream that begins before the ledger was read knows nothing of that, and the proxy still holds its certificate.
+    A stream that begins before etcd was read knows nothing of that, and the proxy still holds its certificate.
     """
     if known is None:
         return record

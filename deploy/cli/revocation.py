@@ -14,7 +14,7 @@ from enum import StrEnum
 import msgspec
 
 from deploy.admin_client import AdminClient
-from deploy.cli.sight import ReachedMesh, Seen, Sight, Silent, put_together, reasons_of
+from deploy.cli.survey import ReachedMesh, Seen, Silent, Survey, put_together, reasons_of
 from deploy.failures import CommandFailed
 from federation.reports import TrustReport
 from trust.bundle import make_revocation
@@ -81,7 +81,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 def judge(
     order: Order,
-    sight: Sight,
+    survey: Survey,
     expected: Collection[ClusterName],
     *,
     at: datetime,
@@ -97,15 +97,15 @@ def judge(
     answers = [
         _answer(
             order,
-            seen := sight.members.get(cluster),
+            seen := survey.members.get(cluster),
             cluster,
             at=at,
-            is_heard=cluster in {*sight.reached, *live},
-            late=_late(order, seen, sight, signed=signed),
+            is_heard=cluster in {*survey.reached, *live},
+            late=_late(order, seen, survey, signed=signed),
         )
         for cluster in sorted(expected)
     ]
-    reasons = {one.cluster: one.reason for one in (*sight.silent, *refused)}
+    reasons = {one.cluster: one.reason for one in (*survey.silent, *refused)}
     no = {one.cluster for one in refused}
     explained = []
     for answer in answers:
@@ -154,18 +154,18 @@ async def by_root(order: Order, root: Root, telling: Telling) -> RevocationOutco
         said = root.revoke(make_revocation(order.subject, at=at, reason=order.reason, sever=order.sever), now=at)
         decided = next(one.at for one in said.revoked if one.subject == order.subject)
         at = at if decided == at.replace(microsecond=0) else decided  # it was signed before, in just these words
-    sight = await telling.mesh.deliver(root.documents(), ())
-    if not sight.reached:
-        message = f"it is signed (trust bundle {root.bundle.sequence}), but nobody was told: {reasons_of(sight)}"
+    survey = await telling.mesh.deliver(root.documents(), ())
+    if not survey.reached:
+        message = f"it is signed (trust bundle {root.bundle.sequence}), but nobody was told: {reasons_of(survey)}"
         raise CommandFailed(message, "run the same command where one control plane is reached: it tells the others")
     expected = [member.name for member in root.members() if member.name != order.cluster]
     return await _follow(order, telling, expected, at=at, root=root)
 
 
-def _is_undone_but_not_everywhere(order: Order, root: Root, sight: Sight) -> bool:
+def _is_undone_but_not_everywhere(order: Order, root: Root, survey: Survey) -> bool:
     if any(one.subject == order.subject for one in root.bundle.revoked):
         return False
-    return any(order.subject in seen.statement.revoked for seen in sight.members.values())
+    return any(order.subject in seen.statement.revoked for seen in survey.members.values())
 
 
 async def by_each(order: Order, clusters: Mapping[str, str], telling: Telling) -> RevocationOutcome:
@@ -190,11 +190,11 @@ async def by_each(order: Order, clusters: Mapping[str, str], telling: Telling) -
             f"only {order.subject} itself is reached here, and no cluster revokes itself",
             "name the control planes of the others with --contexts or --admin, or sign it with --root DIR",
         )
-    sight = put_together(answers)
-    if not sight.reached:
+    survey = put_together(answers)
+    if not survey.reached:
         hint = "sign it with --root DIR: then the root undoes it" if order.undo else "sign it with --root DIR, for all"
-        raise CommandFailed(f"nobody did it: {reasons_of(sight)}", hint)
-    refused = [Silent(clusters[one.cluster], one.reason) for one in sight.silent]
+        raise CommandFailed(f"nobody did it: {reasons_of(survey)}", hint)
+    refused = [Silent(clusters[one.cluster], one.reason) for one in survey.silent]
     expected = [ClusterName(clusters[name]) for name in answers]
     return await _follow(order, telling, expected, at=at, refused=refused)
 
@@ -212,8 +212,8 @@ async def _follow(
     deadline, handed = loop.time() + telling.wait.total_seconds(), loop.time()
     live = await telling.mesh.live()
     while True:
-        sight = await telling.mesh.look()
-        outcome = judge(order, sight, expected, at=at, signed=root is not None, live=live, refused=refused)
+        survey = await telling.mesh.look()
+        outcome = judge(order, survey, expected, at=at, signed=root is not None, live=live, refused=refused)
         telling.watch(outcome)
         if outcome.is_done or loop.time() >= deadline:
             return outcome
@@ -223,9 +223,9 @@ async def _follow(
         await asyncio.sleep(_POLL)
 
 
-def _late(order: Order, seen: Seen | None, sight: Sight, *, signed: bool) -> str:
+def _late(order: Order, seen: Seen | None, survey: Survey, *, signed: bool) -> str:
     """Returns why a control plane may not have taken an order."""
-    follows_all = seen is not None and sight.bundle is not None and seen.statement.sequence >= sight.bundle.sequence
+    follows_all = seen is not None and survey.bundle is not None and seen.statement.sequence >= survey.bundle.sequence
     if signed and order.undo and follows_all:
         return "revoked it by itself too: undo that without --root"
     return "has not taken it yet"

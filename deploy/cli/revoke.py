@@ -24,8 +24,8 @@ from deploy.cli.revocation import (
     near_matches,
 )
 from deploy.cli.roots import maybe_root_option, open_root, passphrase_option
-from deploy.cli.sight import ReachedMesh
 from deploy.cli.spans import Span
+from deploy.cli.survey import ReachedMesh
 from deploy.cli.targets import Targets, contexts_options, target_options
 from deploy.failures import CommandFailed
 from federation.reports import RevocationOrigin, RevocationReport
@@ -157,9 +157,9 @@ def _carry_out(
 async def _run(order: Order, root: Root | None, targets: Targets, telling: Telling) -> RevocationOutcome:
     if root is not None:
         return await by_root(order, root, telling)
-    sight = await telling.mesh.look()
+    survey = await telling.mesh.look()
     # Behind --admin stands a control plane whose cluster we learn from its answer.
-    clusters = {name: name or next(iter(sight.reached), "") for name in targets.names}
+    clusters = {name: name or next(iter(survey.reached), "") for name in targets.names}
     return await by_each(order, clusters, telling)
 
 

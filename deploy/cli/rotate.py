@@ -16,8 +16,8 @@ from deploy.cli.progress import Progress, progress
 from deploy.cli.roots import open_root, passphrase_option, root_option
 from deploy.cli.rotation import Tools
 from deploy.cli.rotation_stages import RotationReport, Standing
-from deploy.cli.sight import ReachedMesh
 from deploy.cli.spans import Span
+from deploy.cli.survey import ReachedMesh
 from deploy.cli.targets import Targets, contexts_options
 from deploy.cli.trust_display import holdups_table, silent_table
 from trust.rotation import Holdup

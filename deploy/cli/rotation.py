@@ -20,7 +20,7 @@ from deploy.cli.rotation_stages import (
     missed,
     signs_as_asked,
 )
-from deploy.cli.sight import Mesh, Sight, reasons_of
+from deploy.cli.survey import Mesh, Survey, reasons_of
 from deploy.failures import CommandFailed
 from trust.bundle import TrustBundle
 from trust.joining import Grant, JoinRequest
@@ -64,7 +64,7 @@ class _Run:
     tools: Tools
     rotation: str
     members: tuple[ClusterName, ...] = ()
-    sight: Sight = field(default_factory=Sight)
+    survey: Survey = field(default_factory=Survey)
     grants: dict[str, Grant] = field(default_factory=dict)
     refused: dict[ClusterName, str] = field(default_factory=dict)
     unwilling: dict[str, str] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class _Run:
 
     @property
     def statements(self) -> Statements:
-        return self.sight.statements(self.members)
+        return self.survey.statements(self.members)
 
     async def begin(self) -> None:
         """Looks at the mesh for the first time; raises CommandFailed when the root directory is not the newest."""
@@ -84,21 +84,21 @@ class _Run:
         self.members = tuple(member.name for member in root.members())
         if not self.members:
             raise CommandFailed("the root has no member yet", "isthmus join CLUSTER --root DIR")
-        self.sight = await mesh.look()
-        if not self.sight.reached:
-            message = f"no control plane was reached: {reasons_of(self.sight)}"
+        self.survey = await mesh.look()
+        if not self.survey.reached:
+            message = f"no control plane was reached: {reasons_of(self.survey)}"
             raise CommandFailed(message, "one is enough; name it with --admin")
-        known = max(newest_known(self.statements), self.sight.bundle.sequence if self.sight.bundle else 0)
+        known = max(newest_known(self.statements), self.survey.bundle.sequence if self.survey.bundle else 0)
         if known > root.bundle.sequence:
             raise CommandFailed(
                 f"the mesh follows the trust bundle {known}, this root directory knows {root.bundle.sequence} at most",
                 "work with the newest copy of the root directory: this one was restored, or another one was used",
             )
-        if self.sight.bundle and self.sight.bundle.domain != root.domain:
-            message = f"this is the root of {root.domain}, the control planes are of {self.sight.bundle.domain}"
+        if self.survey.bundle and self.survey.bundle.domain != root.domain:
+            message = f"this is the root of {root.domain}, the control planes are of {self.survey.bundle.domain}"
             raise CommandFailed(message, "name the right root with --root, or the right control planes")
-        for name in self.sight.reached:
-            follows = self.sight.members[name].statement.sequence
+        for name in self.survey.reached:
+            follows = self.survey.members[name].statement.sequence
             if follows < root.bundle.sequence:
                 self.caught_up.append(name)
                 said = f"It follows the trust bundle {follows}, the newest is {root.bundle.sequence}"
@@ -113,17 +113,17 @@ class _Run:
             await self._hand_over(loop.time())
             self._confirm()
             held = self.explained(holdups(tools.root.bundle, self.statements))
-            tools.watch(Standing(stage, tools.root.bundle.sequence, held, self.sight.silent))
+            tools.watch(Standing(stage, tools.root.bundle.sequence, held, self.survey.silent))
             if not held:
                 return True
             if loop.time() >= deadline:
                 return self._force(stage, held)
             await asyncio.sleep(_POLL)
-            self.sight = await tools.mesh.look()
+            self.survey = await tools.mesh.look()
 
     def explained(self, holdups: Sequence[Holdup]) -> tuple[Holdup, ...]:
         """Adds to each holdup what we know here: that its request was refused, or that it was not reached."""
-        silent = {one.cluster: one.reason for one in self.sight.silent}
+        silent = {one.cluster: one.reason for one in self.survey.silent}
         explained = []
         for holdup in holdups:
             reason = holdup.reason
@@ -146,7 +146,7 @@ class _Run:
             granted=tuple(sorted({grant.cluster for grant in self.grants.values()})),
             caught_up=tuple(self.caught_up),
             forced=tuple(self.forced),
-            not_reached=self.sight.silent,
+            not_reached=self.survey.silent,
             was_begun=was_begun,
         )
 
@@ -163,7 +163,7 @@ class _Run:
         behind = [name for name in self.members if (said := self.statements[name]) and said.sequence < newest]
         unknown = [name for name in self.members if self.statements[name] is None]
         due = [self.grants[request.id] for request in self._due() if request.id in self.grants]
-        is_new = any(self.sight.members[name].statement.sequence < newest for name in self.sight.reached)
+        is_new = any(self.survey.members[name].statement.sequence < newest for name in self.survey.reached)
         has_new_grant = any(request.id in self.grants for request in fresh)
         if not (is_new or has_new_grant) and not ((behind or unknown or due) and now - self.handed >= _REPEAT):
             return
@@ -175,11 +175,11 @@ class _Run:
     async def _deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> None:
         answer = await self.tools.mesh.deliver(bundles, grants)
         for one in answer.silent:
-            if one.cluster in self.sight.reached:
+            if one.cluster in self.survey.reached:
                 self.unwilling[one.cluster] = one.reason
         for name in answer.reached:
             self.unwilling.pop(name, None)
-        self.sight = _both(self.sight, answer)
+        self.survey = _both(self.survey, answer)
 
     def _confirm(self) -> None:
         """Notes in the ledger who uses the key that it was granted last: the one before may ask for nothing more."""
@@ -320,7 +320,7 @@ def _of(missing: Collection[ClusterName]) -> Callable[[TrustBundle, Statements],
     return holdups
 
 
-def _both(before: Sight, answer: Sight) -> Sight:
+def _both(before: Survey, answer: Survey) -> Survey:
     """Returns what is known after handing something over: who refused it is not silent about itself."""
     members = {**before.members, **answer.members}
     return msgspec.structs.replace(

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from deploy.cli.sight import Silent
+from deploy.cli.survey import Silent
 from trust.bundle import TrustBundle, bundle_digest, root_fingerprints
 from trust.rotation import Holdup, Statements, authority_holdups
 from trust.spiffe import ClusterName

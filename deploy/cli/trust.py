@@ -18,8 +18,8 @@ from deploy.cli.roots import (
     root_option,
 )
 from deploy.cli.rotate import rotate
-from deploy.cli.sight import ReachedMesh, Sight, reasons_of
 from deploy.cli.spans import Span
+from deploy.cli.survey import ReachedMesh, Survey, reasons_of
 from deploy.cli.targets import Targets, target_options
 from deploy.cli.trust_display import render_status
 from deploy.cli.trust_status import standing_of
@@ -136,23 +136,23 @@ def status(
     mesh = ReachedMesh(targets.names, targets.client)
     opened = None if root is None else open_root(root, passphrase_file)
 
-    async def ask() -> Sight:
+    async def ask() -> Survey:
         refused = () if opened is None or not deliver else (await mesh.deliver(opened.documents(), ())).silent
-        sight = await mesh.glance()
-        silent = {one.cluster: one for one in (*refused, *sight.silent)}
-        return msgspec.structs.replace(sight, silent=tuple(silent.values()))
+        survey = await mesh.glance()
+        silent = {one.cluster: one for one in (*refused, *survey.silent)}
+        return msgspec.structs.replace(survey, silent=tuple(silent.values()))
 
-    sight = asyncio.run(ask())
-    if sight.bundle is None:
+    survey = asyncio.run(ask())
+    if survey.bundle is None:
         hint = "is one running? `isthmus lab status` shows a lab; --cluster and --admin name another one"
-        raise CommandFailed(f"no control plane answered: {reasons_of(sight)}", hint)
-    bundle, now = sight.bundle, datetime.now(UTC)
+        raise CommandFailed(f"no control plane answered: {reasons_of(survey)}", hint)
+    bundle, now = survey.bundle, datetime.now(UTC)
     if opened is not None and opened.domain != bundle.domain:
         raise CommandFailed(f"{root} is the root of {opened.domain}, the control plane is of {bundle.domain}")
     if opened is not None and opened.bundle.sequence > bundle.sequence:
         bundle = opened.bundle
     found = standing_of(
-        sight,
+        survey,
         bundle,
         now=now,
         warn_before=warn_before,
@@ -183,10 +183,10 @@ def bundle(targets: Targets, *, root: Path | None, passphrase_file: Path | None,
     if root is not None:
         found = open_root(root, passphrase_file).bundle
     else:
-        sight = asyncio.run(ReachedMesh(targets.names, targets.client).glance())
-        if sight.bundle is None:
-            raise CommandFailed(f"no control plane answered: {reasons_of(sight)}", "or give the root: --root DIR")
-        found = sight.bundle
+        survey = asyncio.run(ReachedMesh(targets.names, targets.client).glance())
+        if survey.bundle is None:
+            raise CommandFailed(f"no control plane answered: {reasons_of(survey)}", "or give the root: --root DIR")
+        found = survey.bundle
     if output == "pem":
         click.echo(bundle_pem(found).decode(), nl=False)
     else:

@@ -6,7 +6,7 @@ from datetime import datetime
 from rich.console import RenderableType
 
 from deploy.cli.output import ago, table
-from deploy.cli.sight import Silent
+from deploy.cli.survey import Silent
 from deploy.cli.trust_status import MemberStanding, MeshTrust
 from federation.model import Liveness
 from trust.rotation import Holdup

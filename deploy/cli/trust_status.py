@@ -10,7 +10,7 @@ from itertools import combinations
 import msgspec
 
 from deploy.cli.output import ago
-from deploy.cli.sight import Sight, Silent
+from deploy.cli.survey import Silent, Survey
 from federation.model import Liveness
 from trust.bundle import Revocation, TrustBundle, bundle_digest, revoked_clusters, root_certificates, root_fingerprints
 from trust.certificates import describe
@@ -107,7 +107,7 @@ class MeshTrust(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 def standing_of(
-    sight: Sight,
+    survey: Survey,
     bundle: TrustBundle,
     *,
     now: datetime,
@@ -117,8 +117,8 @@ def standing_of(
     members: Collection[ClusterName] = (),
 ) -> MeshTrust:
     """Sums a mesh up. `documents`, `stage` and `members` are those of the root directory, where it is at hand."""
-    names = sorted({*members, *sight.members, *sight.known})
-    said = sight.statements(names)
+    names = sorted({*members, *survey.members, *survey.known})
+    said = survey.statements(names)
     slots = _slots(bundle, stage)
     held = {one.cluster: one for one in authority_holdups(bundle, said)}
     held |= {one.cluster: one for one in trust_holdups(bundle, said)}
@@ -132,11 +132,11 @@ def standing_of(
         holdups=holdups,
         roots=_roots(bundle, slots, said, [*documents, bundle], now),
         authorities=_authorities(bundle, slots, said, now),
-        members=tuple(_member(name, sight, bundle) for name in names),
+        members=tuple(_member(name, survey, bundle) for name in names),
         revoked=_revoked(bundle, said),
-        warnings=(*sight.warnings, *_warnings(bundle, stage, slots, said, holdups, sight, now, warn_before)),
-        asked=sight.reached,
-        silent=sight.silent,
+        warnings=(*survey.warnings, *_warnings(bundle, stage, slots, said, holdups, survey, now, warn_before)),
+        asked=survey.reached,
+        silent=survey.silent,
     )
 
 
@@ -235,10 +235,10 @@ def _newest_first(one: AuthorityState) -> tuple[bool, int]:
     return not one.is_active, -one.generation
 
 
-def _member(name: ClusterName, sight: Sight, bundle: TrustBundle) -> MemberStanding:
+def _member(name: ClusterName, survey: Survey, bundle: TrustBundle) -> MemberStanding:
     is_revoked = name in revoked_clusters(bundle.revoked)
-    state = Liveness.LIVE if name in sight.reached else sight.states.get(name, Liveness.UNKNOWN)
-    seen = sight.members.get(name)
+    state = Liveness.LIVE if name in survey.reached else survey.states.get(name, Liveness.UNKNOWN)
+    seen = survey.members.get(name)
     if seen is None:
         return MemberStanding(cluster=name, state=state, is_revoked=is_revoked)
     said = seen.statement
@@ -287,7 +287,7 @@ def _warnings(
     slots: Sequence[str],
     said: Statements,
     holdups: Sequence[Holdup],
-    sight: Sight,
+    survey: Survey,
     now: datetime,
     warn_before: timedelta,
 ) -> tuple[str, ...]:
@@ -297,13 +297,13 @@ def _warnings(
     rotate_root = "isthmus trust rotate root --root DIR"
     for slot, certificate in zip(slots, root_certificates(bundle), strict=True):
         end = certificate.not_valid_after_utc
-        if slot != "retiring" and end - now <= warn_before and not _is_said("the root", end, sight):
+        if slot != "retiring" and end - now <= warn_before and not _is_said("the root", end, survey):
             warnings.append(f"the {slot} root {_ends(end, now)}: {rotate_root}")
     for name, one in said.items():
         active = one.active if one else None
         if active is None or name in gone or active.not_after - now > warn_before:
             continue
-        if not _is_said(f"the authority of {name}", active.not_after, sight):
+        if not _is_said(f"the authority of {name}", active.not_after, survey):
             rotate = f"isthmus trust rotate intermediate {name} --root DIR"
             warnings.append(f"the authority of {name} {_ends(active.not_after, now)}: {rotate}")
     since = now - bundle.issued
@@ -323,8 +323,8 @@ def _warnings(
     return tuple(warnings)
 
 
-def _is_said(what: str, end: datetime, sight: Sight) -> bool:
-    return any(what in warning and f"{end:%Y-%m-%d %H:%M}" in warning for warning in sight.warnings)
+def _is_said(what: str, end: datetime, survey: Survey) -> bool:
+    return any(what in warning and f"{end:%Y-%m-%d %H:%M}" in warning for warning in survey.warnings)
 
 
 def _ends(end: datetime, now: datetime) -> str:

@@ -9,7 +9,7 @@ from deploy.control.membership import Joining
 from deploy.control.options import ControlOptions
 from deploy.control.reports import cluster_reports, gauges, introduction, is_in_step, proxy_report, service_reports
 from deploy.control.tokens import Tokens
-from deploy.control.trust_desk import TrustDesk
+from deploy.control.trust_backend import TrustBackend
 from federation.admin import AdminRefused, RevocationOrder, TokenOrder, TrustDocuments
 from federation.model import CONTROL_ADMIN_PORT
 from federation.names import host_port
@@ -47,7 +47,7 @@ class MemberParts(Protocol):
         """When the control plane's own certificate expires; None when there is none."""
 
     @property
-    def desk(self) -> TrustDesk:
+    def trust_backend(self) -> TrustBackend:
         """Answers what is asked about trust."""
 
     def proxies(self) -> tuple[ProxyStatus, ...]: ...
@@ -108,7 +108,7 @@ class Backend:
             proxies_in_step=sum(map(is_in_step, proxies)),
             certificate_expires=parts.certificate_expires if parts else None,
             findings=tuple(finding for _, found in sorted(snapshot.findings.items()) for finding in found),
-            warnings=parts.desk.warnings() if parts else (),
+            warnings=parts.trust_backend.warnings() if parts else (),
         )
 
     def clusters(self) -> tuple[ClusterReport, ...]:
@@ -150,7 +150,7 @@ class Backend:
             subject, said = f"cluster {grant.cluster}", f"a member of {grant.domain}"
             self._on_event(AuditEvent(kind="joined", at=datetime.now(UTC), subject=subject, reason=said))
         else:
-            await self.parts.desk.accept(grant)
+            await self.parts.trust_backend.accept(grant)
 
     async def tokens(self) -> tuple[KnownTokenReport, ...]:
         """Returns the join tokens as they are kept."""
@@ -166,26 +166,26 @@ class Backend:
 
     def trust(self) -> TrustReport:
         """Returns whom this cluster believes, and what it and its peers say of their trust."""
-        return self._desk.report()
+        return self._trust_backend.report()
 
     async def take_documents(self, documents: TrustDocuments, *, asked_by: str) -> TrustReport:
         """Takes what the root signed, for this cluster or to be passed on."""
-        return await self._desk.take_documents(documents, asked_by=asked_by)
+        return await self._trust_backend.take_documents(documents, asked_by=asked_by)
 
     def revocations(self) -> tuple[RevocationReport, ...]:
         """Returns who is believed no longer here."""
-        return self._desk.revocations()
+        return self._trust_backend.revocations()
 
     async def revoke(self, order: RevocationOrder, *, asked_by: str) -> RevocationReport:
         """Has this cluster believe somebody no longer."""
-        return await self._desk.revoke(order, asked_by=asked_by)
+        return await self._trust_backend.revoke(order, asked_by=asked_by)
 
     async def restore(self, subject: str, *, asked_by: str) -> tuple[RevocationReport, ...]:
         """Undoes `revoke`."""
-        return await self._desk.restore(subject, asked_by=asked_by)
+        return await self._trust_backend.restore(subject, asked_by=asked_by)
 
     @property
-    def _desk(self) -> TrustDesk:
+    def _trust_backend(self) -> TrustBackend:
         if self.parts is None:
             name = self._options.settings.name
             raise AdminRefused(
@@ -193,7 +193,7 @@ class Backend:
                 f"isthmus join {name} --root DIR comes first",
                 status=409,
             )
-        return self.parts.desk
+        return self.parts.trust_backend
 
     def _gauges(self) -> Gauges:
         parts = self.parts
@@ -202,6 +202,6 @@ class Backend:
             parts.proxies() if parts else (),
             settings=self._options.settings,
             is_leading=parts is not None and parts.leader == self._options.replica,
-            standing=parts.desk.standing() if parts and self.is_ready else None,
+            standing=parts.trust_backend.standing() if parts and self.is_ready else None,
             now=datetime.now(UTC),
         )

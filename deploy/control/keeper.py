@@ -19,13 +19,13 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.control.duty import Duty, duty
 from deploy.control.identity import OwnIdentity, ProxySecrets
+from deploy.control.renewal import Duty, duty
 from deploy.control.reports import introduction
 from deploy.control.trust_files import Stamp, stamp_of, write_trust_file
 from federation import names
+from federation.acknowledgements import Acknowledgements
 from federation.etcd import EtcdClient, EtcdError
-from federation.ledger import ProxyLedger
 from federation.model import ClusterSettings, MemberCluster, Trust
 from federation.peering import exports, trust_records
 from federation.peering.news import News
@@ -71,7 +71,7 @@ class Keeper:
         store: MeshStore,
         etcd: EtcdClient,
         replica: Replica,
-        ledger: ProxyLedger,
+        acknowledgements: Acknowledgements,
         connected: Callable[[], Collection[str]],
         on_event: Callable[[AuditEvent], None],
     ) -> None:
@@ -87,7 +87,7 @@ class Keeper:
         self._store = store
         self._etcd = etcd
         self._replica = replica
-        self._ledger = ledger
+        self._acknowledgements = acknowledgements
         self._connected = connected
         self._on_event = on_event
         self._issuer = self._make_issuer(membership)
@@ -114,7 +114,7 @@ class Keeper:
             self._settings.name,
             self._membership.bundle,
             authorities=self._membership.authorities,
-            records=self._ledger.records,
+            records=self._acknowledgements.records,
             pods=self._store.snapshot.pods.keys(),
             connected=self._connected(),
             revoked=self._store.snapshot.revoked,
@@ -248,7 +248,7 @@ class Keeper:
                     await self._asking.wait()
 
     async def _follow_proxies(self) -> None:
-        seen = self._ledger.news.count
+        seen = self._acknowledgements.news.count
         told: object = None
         while True:
             says = (self.statement(), self._waiting_grants())
@@ -257,7 +257,7 @@ class Keeper:
                 self.news.tell()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK.total_seconds()):
-                    seen = await self._ledger.news.wait_newer(seen)
+                    seen = await self._acknowledgements.news.wait_newer(seen)
             await asyncio.sleep(_QUIET.total_seconds())
 
     async def _look(self, seen: Stamp | None) -> Stamp | None:

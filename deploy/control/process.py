@@ -24,11 +24,11 @@ from deploy.control.options import ControlOptions, admin_token
 from deploy.control.proxies import Compiler
 from deploy.control.reports import introduced_member, issued_to, refused_because, short_type
 from deploy.control.tokens import Tokens
-from deploy.control.trust_desk import TrustDesk
+from deploy.control.trust_backend import TrustBackend
+from federation.acknowledgements import Acknowledgements
 from federation.admin import admin_app
 from federation.etcd import EtcdClient, EtcdUnavailable, Fenced
 from federation.etcd.election import Election, Leadership
-from federation.ledger import ProxyLedger
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT
 from federation.names import host_port, member_key
 from federation.peering.exports import encode
@@ -126,7 +126,7 @@ class Member:
         self._tokens = tokens
         self._trail = trail
         self._telemetry = telemetry
-        self._ledger = ProxyLedger(etcd)
+        self._acknowledgements = Acknowledgements(etcd)
         self._keeper = Keeper(
             settings,
             enrolment,
@@ -136,7 +136,7 @@ class Member:
             store=store,
             etcd=etcd,
             replica=replica,
-            ledger=self._ledger,
+            acknowledgements=self._acknowledgements,
             connected=lambda: {proxy.node for proxy in self._ads.proxies()},
             on_event=self._note,
         )
@@ -149,13 +149,13 @@ class Member:
             Compiler(settings, options.control_addresses),
             admission=Admissions(settings, Door([tokens]), self._note),
             secrets=self._keeper.secrets,
-            ledger=self._ledger,
+            acknowledgements=self._acknowledgements,
             on_converged=telemetry.converged,
             on_pushed=lambda type_url: telemetry.pushed(short_type(type_url)),
             on_rejected=lambda type_url: telemetry.refused(short_type(type_url)),
             max_age=options.stream_max_age,
         )
-        self.desk = TrustDesk(
+        self.trust_backend = TrustBackend(
             self._keeper,
             store=store,
             etcd=etcd,
@@ -193,11 +193,11 @@ class Member:
         """Runs for ever."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keeper.run())
-            group.create_task(self._ledger.run())
+            group.create_task(self._acknowledgements.run())
             group.create_task(self._offer.run())
             group.create_task(self._election.run(self._lead))
             group.create_task(self._serve())
-            group.create_task(self.desk.run())
+            group.create_task(self.trust_backend.run())
 
     async def _serve(self) -> None:
         """Opens the ports once the picture is whole: who asks earlier would be told that there is nothing."""
@@ -226,7 +226,7 @@ class Member:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._publisher.run(leadership))
                 group.create_task(self._peers.run(leadership))
-                group.create_task(self._ledger.sweep(leadership, self._store))
+                group.create_task(self._acknowledgements.sweep(leadership, self._store))
                 group.create_task(self._keeper.lead())
                 group.create_task(self._tokens.run_tidying())
         except BaseExceptionGroup as errors:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from deploy.control.identity import REVOKED
-from deploy.control.warnings import Standing, certificates_left, trust_warnings
+from deploy.control.trust_warnings import Standing, certificates_left, trust_warnings
 from federation.model import (
     ClusterSettings,
     Endpoint,

@@ -1,10 +1,10 @@
 """What clusters tell each other, whom they believe, and how it is kept: the federation stream and its records in etcd.
 
     ours to them    offer (serves the stream) - publisher (keeps our own records in our etcd)
-    theirs to us    peers (one each) - dialing (one connection) - listening (one stream) - keeping (what is believed of
+    theirs to us    peers (one each) - dialing (one connection) - listening (one stream) - intake (what is believed of
                     it) - introductions (who is new) - diagnosis (why a handshake failed)
     in etcd         records (how they are written) - replica (our copy of them becomes part of the picture)
-    of trust        trustees (what is needed of the trust's keeper) - trust_records (on the stream and in etcd)
+    of trust        trust_keeper (what is needed of it) - trust_records (on the stream and in etcd)
                     statements (the sum of what the own proxies acknowledged) P
     decides         exports (what is offered, and what is believed) P - freshness (live or stale) P
                     membership (is there such a member, is it revoked) P - allowance (how much a peer may have kept) P

@@ -26,7 +26,7 @@ from federation.peering.introductions import Introductions
 from federation.peering.membership import why_revoked
 from federation.peering.news import News, pass_on
 from federation.peering.replica import Replica
-from federation.peering.trustees import TrustKeeper, own_issuer, spread
+from federation.peering.trust_keeper import TrustKeeper, own_issuer, spread
 from federation.snapshot import Snapshot
 from federation.store import MeshStore
 from federation.xds.protocol import DeltaStream, Order

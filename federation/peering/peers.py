@@ -22,13 +22,13 @@ from federation.peering import exports
 from federation.peering.diagnosis import diagnose
 from federation.peering.dialing import PeerUnavailable, open_channel
 from federation.peering.freshness import is_worth_telling, judge
-from federation.peering.keeping import KINDS, Keeping
+from federation.peering.intake import KINDS, Intake
 from federation.peering.listening import listen
 from federation.peering.membership import REVOKED, why_revoked
 from federation.peering.news import News, pass_on
 from federation.peering.offer import INTRODUCTION
 from federation.peering.replica import Replica
-from federation.peering.trustees import TrustKeeper, issuer_of, own_issuer, spread
+from federation.peering.trust_keeper import TrustKeeper, issuer_of, own_issuer, spread
 from federation.store import MeshStore
 from federation.xds.client import Received
 from trust.issuance import IssuanceRefused
@@ -170,7 +170,7 @@ class Peers:
             hearing.news.tell()
 
         losses = self._replica.losses
-        keeping = Keeping(
+        intake = Intake(
             peer,
             self._settings,
             store=self._store,
@@ -180,13 +180,13 @@ class Peers:
             leadership=leadership,
         )
         try:
-            held = await keeping.held()
+            held = await intake.held()
             svid = self._keeper.svid()
         except (EtcdUnavailable, EtcdRefused, IssuanceRefused) as error:
             return str(error)
 
         async def keep(received: Received) -> str:
-            return self._note_refused(peer, received, hearing, await keeping.keep(received))
+            return self._note_refused(peer, received, hearing, await intake.keep(received))
 
         async def ends() -> str:
             lifetime = max(svid.renew_at - datetime.now(UTC), _SHORTEST_LIFE)

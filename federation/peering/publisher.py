@@ -17,8 +17,8 @@ from federation.peering.news import News, pass_on
 from federation.peering.offer import Offer
 from federation.peering.records import encode_revocation, write_records
 from federation.peering.replica import Replica
+from federation.peering.trust_keeper import TrustKeeper
 from federation.peering.trust_records import delivered_grants
-from federation.peering.trustees import TrustKeeper
 from federation.store import MeshStore
 
 log = logging.getLogger(__name__)

@@ -29,9 +29,9 @@ def make_statement(
 ) -> TrustStatement:
     """Returns what this cluster says of its trust.
 
-    `records` are those of the ledger, `connected` the nodes on streams of this replica, `revoked` what is in force
-    here. A proxy counts while it is connected, or while its pod is there and its certificate has not expired; one that
-    is revoked itself does not count: it may well never answer, and holds up nobody.
+    `records` are what the proxies acknowledged, `connected` the nodes on streams of this replica, `revoked` what is in
+    force here. A proxy counts while it is connected, or while its pod is there and its certificate has not expired;
+    one that is revoked itself does not count: it may well never answer, and holds up nobody.
     """
     revoked = tuple(revoked)
     active = next((one.fingerprint for one in authorities if one.is_active), "")

@@ -124,7 +124,7 @@ class SecretSource(Protocol):
 
 
 class TrustRecords(Protocol):
-    """Remembers what proxies acknowledged of their trust: `federation.ledger.ProxyLedger`."""
+    """Remembers what proxies acknowledged of their trust: `federation.acknowledgements.Acknowledgements`."""
 
     def record(self, node: str) -> ProxyTrust | None:
         """Returns what is known of one proxy."""
@@ -143,7 +143,7 @@ class AdsServer:
         *,
         admission: Admission,
         secrets: SecretSource,
-        ledger: TrustRecords,
+        acknowledgements: TrustRecords,
         on_converged: Callable[[timedelta, bool], None],
         on_pushed: Callable[[TypeUrl], None],
         on_rejected: Callable[[TypeUrl], None],
@@ -161,7 +161,7 @@ class AdsServer:
         self._compile = compile
         self._admission = admission
         self._secrets = secrets
-        self._ledger = ledger
+        self._acknowledgements = acknowledgements
         self._on_converged = on_converged
         self._on_pushed = on_pushed
         self._on_rejected = on_rejected
@@ -200,8 +200,8 @@ class AdsServer:
             on_settled=self._measure,
             on_pushed=self._on_pushed,
             on_rejected=self._on_rejected,
-            on_trust=self._ledger.note,
-            known=self._ledger.record(node.id),
+            on_trust=self._acknowledgements.note,
+            known=self._acknowledgements.record(node.id),
         )
         self._sessions.add(session)
         log.info("proxy connected", extra={"node": node.id})

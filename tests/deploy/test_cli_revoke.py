@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from deploy.cli.main import isthmus
 from deploy.cli.revocation import Order, RevocationOutcome, State, judge, near_matches
-from deploy.cli.sight import Sight, Silent
-from tests.support.members import EAST, IDLE, NOW, SOUTH, WEST, document, sight, statement
+from deploy.cli.survey import Silent, Survey
+from tests.support.members import EAST, IDLE, NOW, SOUTH, WEST, document, statement, survey
 from trust.statements import Waiting
 
 CUT = document(2, 0, revoked=["west"])
@@ -18,13 +18,13 @@ ORDER = Order(subject="west")
 LATER = NOW + timedelta(seconds=1.25)
 
 
-def outcome(seen: Sight, order: Order = ORDER, *, signed: bool = True, **more: Sequence[object]) -> RevocationOutcome:
+def outcome(seen: Survey, order: Order = ORDER, *, signed: bool = True, **more: Sequence[object]) -> RevocationOutcome:
     return judge(order, seen, [EAST, SOUTH], at=NOW, signed=signed, **more)  # type: ignore[arg-type]
 
 
 def test_it_is_done_when_every_proxy_of_every_member_denies() -> None:
     members = [statement(name, CUT, revoked=["west"], enforced_since=LATER) for name in (EAST, SOUTH)]
-    done = outcome(sight(CUT, *members))
+    done = outcome(survey(CUT, *members))
     assert done.is_done
     assert [(one.cluster, one.state, one.seconds, one.enforcing) for one in done.members] == [
         ("east", State.IN_FORCE, 1.2, 4),
@@ -39,21 +39,21 @@ def test_a_proxy_that_has_not_taken_it_is_named() -> None:
         statement(EAST, CUT, revoked=["west"], enforced_since=LATER),
         statement(SOUTH, CUT, revoked=["west"], enforcing=3, waiting=late),
     ]
-    waits = outcome(sight(CUT, *members, reached=[EAST, SOUTH]))
+    waits = outcome(survey(CUT, *members, reached=[EAST, SOUTH]))
     assert not waits.is_done
     assert (waits.members[1].state, waits.members[1].enforcing) == (State.WAITING, 3)
     assert waits.members[1].waiting == late
 
 
 def test_a_member_that_has_not_heard_of_it_counts_no_proxy() -> None:
-    seen = sight(CUT, statement(EAST, IDLE), statement(SOUTH, IDLE))
+    seen = survey(CUT, statement(EAST, IDLE), statement(SOUTH, IDLE))
     waits = outcome(seen, live=["south"])
     assert [(one.state, one.enforcing, one.proxies) for one in waits.members] == [(State.WAITING, 0, 4)] * 2
     assert [one.reason for one in waits.members[0].waiting] == ["has not taken it yet"]
 
 
 def test_with_the_root_somebody_who_is_away_is_named_and_hears_of_it_later() -> None:
-    seen = sight(CUT, statement(EAST, CUT, revoked=["west"], enforced_since=LATER), statement(SOUTH, IDLE))
+    seen = survey(CUT, statement(EAST, CUT, revoked=["west"], enforced_since=LATER), statement(SOUTH, IDLE))
     away = outcome(seen)
     assert away.is_done
     assert (away.members[1].state, away.members[1].reason) == (State.NOT_REACHED, "is not heard now")
@@ -61,7 +61,7 @@ def test_with_the_root_somebody_who_is_away_is_named_and_hears_of_it_later() -> 
 
 
 def test_without_the_root_somebody_who_was_not_told_must_be_told_again() -> None:
-    seen = sight(IDLE, statement(EAST, IDLE, revoked=["west"], enforced_since=LATER))
+    seen = survey(IDLE, statement(EAST, IDLE, revoked=["west"], enforced_since=LATER))
     seen = msgspec.structs.replace(seen, silent=(Silent("south", "Connection refused"),))
     alone = outcome(seen, signed=False)
     assert not alone.is_done
@@ -69,7 +69,7 @@ def test_without_the_root_somebody_who_was_not_told_must_be_told_again() -> None
 
 
 def test_a_control_plane_that_refuses_is_shown_with_its_reason() -> None:
-    seen = sight(IDLE, statement(EAST, IDLE), statement(SOUTH, IDLE), reached=[EAST, SOUTH])
+    seen = survey(IDLE, statement(EAST, IDLE), statement(SOUTH, IDLE), reached=[EAST, SOUTH])
     no = outcome(seen, signed=False, refused=[Silent("south", "the root revoked it")])
     assert not no.is_done
     assert (no.members[1].state, no.members[1].reason) == (State.REFUSED, "the root revoked it")
@@ -77,22 +77,22 @@ def test_a_control_plane_that_refuses_is_shown_with_its_reason() -> None:
 
 def test_undone_is_done_when_nobody_denies_any_more() -> None:
     undo = Order(subject="west", undo=True)
-    seen = sight(CUT, statement(EAST, IDLE), statement(SOUTH, CUT, revoked=["west"], enforced_since=LATER))
+    seen = survey(CUT, statement(EAST, IDLE), statement(SOUTH, CUT, revoked=["west"], enforced_since=LATER))
     waits = outcome(seen, undo, live=["south"])
     assert [one.state for one in waits.members] == [State.IN_FORCE, State.WAITING]
-    assert outcome(sight(IDLE, statement(EAST, IDLE), statement(SOUTH, IDLE)), undo).is_done
-    slow = sight(IDLE, statement(EAST, IDLE, enforcing=1), statement(SOUTH, IDLE))
+    assert outcome(survey(IDLE, statement(EAST, IDLE), statement(SOUTH, IDLE)), undo).is_done
+    slow = survey(IDLE, statement(EAST, IDLE, enforcing=1), statement(SOUTH, IDLE))
     assert outcome(slow, undo).members[0].state is State.WAITING
 
 
 def test_clocks_that_differ_make_no_time_before_the_order() -> None:
     early = NOW - timedelta(minutes=5)
     members = [statement(name, CUT, revoked=["west"], enforced_since=early) for name in (EAST, SOUTH)]
-    assert outcome(sight(CUT, *members)).members[0].seconds == 0.0
+    assert outcome(survey(CUT, *members)).members[0].seconds == 0.0
 
 
 def test_an_outcome_is_json_that_names_each_member() -> None:
-    printed = msgspec.to_builtins(outcome(sight(CUT, statement(EAST, IDLE), statement(WEST, IDLE))))
+    printed = msgspec.to_builtins(outcome(survey(CUT, statement(EAST, IDLE), statement(WEST, IDLE))))
     assert {"subject", "isUndone", "signed", "at", "isDone", "members"} == printed.keys()
     assert {"cluster", "state", "since", "seconds", "proxies", "enforcing", "waiting", "reason"} == printed["members"][
         0

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.cli.rotation import Tools, rotate_intermediate, rotate_root
 from deploy.cli.rotation_stages import RotationReport, Stage, Standing
-from deploy.cli.sight import Sight
+from deploy.cli.survey import Survey
 from deploy.failures import CommandFailed
 from tests.support import virtual_time
 from tests.support.model_members import ModelMember, ModelMesh
@@ -142,7 +142,7 @@ def test_a_rotation_that_was_interrupted_anywhere_goes_on(drive: Drive, step: in
 
 def test_a_rotation_that_was_interrupted_while_it_handed_over_goes_on(drive: Drive) -> None:
     class Dying(ModelMesh):
-        async def deliver(self, bundles: Sequence[object], grants: Sequence[object]) -> Sight:
+        async def deliver(self, bundles: Sequence[object], grants: Sequence[object]) -> Survey:
             raise Interrupted
 
     for _ in range(3):
@@ -161,7 +161,7 @@ def self_members(drive: Drive) -> tuple[ModelMember, ...]:
 
 def test_a_grant_that_was_lost_is_given_again(drive: Drive) -> None:
     class Losing(ModelMesh):
-        async def deliver(self, bundles: Sequence[object], grants: Sequence[object]) -> Sight:
+        async def deliver(self, bundles: Sequence[object], grants: Sequence[object]) -> Survey:
             if grants:
                 raise Interrupted
             return await super().deliver(bundles, grants)  # type: ignore[arg-type]

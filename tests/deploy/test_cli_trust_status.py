@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from deploy.cli.progress import Progress
-from deploy.cli.sight import Sight, Silent, put_together
+from deploy.cli.survey import Silent, Survey, put_together
 from deploy.cli.trust_display import render_status
 from deploy.cli.trust_status import MeshTrust, standing_of
 from federation.model import Liveness
@@ -26,8 +26,8 @@ from tests.support.members import (
     YEAR,
     authority,
     document,
-    sight,
     statement,
+    survey,
 )
 from trust.bundle import TrustBundle
 from trust.certificates import new_key
@@ -38,12 +38,12 @@ from trust.statements import TrustStatement, Waiting
 MONTH = timedelta(days=30)
 
 
-def found(seen: Sight, bundle: TrustBundle, *, later: timedelta = timedelta(0), **root: object) -> MeshTrust:
+def found(seen: Survey, bundle: TrustBundle, *, later: timedelta = timedelta(0), **root: object) -> MeshTrust:
     return standing_of(seen, bundle, now=NOW + later, warn_before=MONTH, **root)  # type: ignore[arg-type]
 
 
 def test_a_mesh_at_rest_has_one_root_that_all_trust_and_nothing_to_warn_of() -> None:
-    at_rest = found(sight(IDLE, statement(EAST, IDLE), statement(WEST, IDLE)), IDLE)
+    at_rest = found(survey(IDLE, statement(EAST, IDLE), statement(WEST, IDLE)), IDLE)
     [root] = at_rest.roots
     assert (root.slot, root.trusted_by, root.not_trusted_by) == ("signing", (EAST, WEST), ())
     assert root.days_left == 3650
@@ -56,7 +56,7 @@ def test_a_mesh_at_rest_has_one_root_that_all_trust_and_nothing_to_warn_of() -> 
 
 
 def test_an_announced_root_is_next_and_who_does_not_trust_it_is_named() -> None:
-    late = found(sight(ANNOUNCED, statement(EAST, ANNOUNCED), statement(WEST, IDLE)), ANNOUNCED)
+    late = found(survey(ANNOUNCED, statement(EAST, ANNOUNCED), statement(WEST, IDLE)), ANNOUNCED)
     assert [(one.slot, one.trusted_by, one.not_trusted_by) for one in late.roots] == [
         ("signing", (EAST, WEST), ()),
         ("next", (EAST,), (WEST,)),
@@ -67,7 +67,7 @@ def test_an_announced_root_is_next_and_who_does_not_trust_it_is_named() -> None:
 
 def test_a_root_that_signs_no_longer_is_retiring_and_its_authorities_are_told_apart() -> None:
     renewed = statement(EAST, SIGNING, authority(2, root=1), authority(1, is_active=False), renewed=3)
-    under_way = found(sight(SIGNING, renewed, statement(WEST, SIGNING)), SIGNING)
+    under_way = found(survey(SIGNING, renewed, statement(WEST, SIGNING)), SIGNING)
     assert [one.slot for one in under_way.roots] == ["signing", "retiring"]
     assert under_way.stage is RootStage.SIGNING
     assert [(one.cluster, one.generation, one.slot, one.root) for one in under_way.authorities] == [
@@ -80,17 +80,17 @@ def test_a_root_that_signs_no_longer_is_retiring_and_its_authorities_are_told_ap
 
 def test_a_member_that_was_away_trusts_what_it_followed_then() -> None:
     away = statement(WEST, IDLE)
-    told = found(sight(RETIRING, statement(EAST, RETIRING, authority(2, root=1)), away), RETIRING)
+    told = found(survey(RETIRING, statement(EAST, RETIRING, authority(2, root=1)), away), RETIRING)
     assert told.stage is RootStage.RETIRING
     assert told.roots[0].not_trusted_by == (WEST,)
     knows_both = statement(WEST, SIGNING)
     documents = (IDLE, ANNOUNCED, SIGNING, RETIRING)
-    told = found(sight(RETIRING, knows_both), RETIRING, documents=documents, stage=RootStage.RETIRING)
+    told = found(survey(RETIRING, knows_both), RETIRING, documents=documents, stage=RootStage.RETIRING)
     assert told.roots[0].trusted_by == (WEST,)
 
 
 def test_a_member_of_the_ledger_that_was_never_heard_is_shown() -> None:
-    seen = msgspec.structs.replace(sight(IDLE, statement(EAST, IDLE)), known=(EAST, SOUTH))
+    seen = msgspec.structs.replace(survey(IDLE, statement(EAST, IDLE)), known=(EAST, SOUTH))
     silent = found(seen, IDLE, members=[WEST])
     assert [(one.cluster, one.said) for one in silent.members] == [(EAST, NOW), (SOUTH, None), (WEST, None)]
     assert silent.roots[0].not_trusted_by == (SOUTH, WEST)
@@ -101,7 +101,7 @@ def test_a_member_of_the_ledger_that_was_never_heard_is_shown() -> None:
 )
 def test_an_authority_that_expires_soon_or_has_expired_is_warned_of(left: int, warns: bool, verb: str) -> None:
     short = statement(WEST, IDLE, authority(ends=NOW + timedelta(days=left)))
-    warnings = found(sight(IDLE, statement(EAST, IDLE), short), IDLE).warnings
+    warnings = found(survey(IDLE, statement(EAST, IDLE), short), IDLE).warnings
     assert len(warnings) == warns
     if warns:
         assert f"the authority of west {verb} on" in warnings[0]
@@ -112,9 +112,9 @@ def test_a_root_that_expires_soon_is_warned_of_unless_it_is_on_its_way_out() -> 
     ends = authority(2, root=1, ends=NOW + 20 * YEAR)
     members = [statement(name, SIGNING, ends) for name in (EAST, WEST)]
     late = 10 * YEAR - MONTH
-    assert [one for one in found(sight(SIGNING, *members), SIGNING, later=late).warnings if "root expire" in one] == []
+    assert [one for one in found(survey(SIGNING, *members), SIGNING, later=late).warnings if "root expire" in one] == []
     members = [statement(name, IDLE, authority(ends=NOW + 20 * YEAR)) for name in (EAST, WEST)]
-    [warning] = found(sight(IDLE, *members), IDLE, later=late).warnings
+    [warning] = found(survey(IDLE, *members), IDLE, later=late).warnings
     assert warning.startswith("the signing root expires on ")
     assert warning.endswith("isthmus trust rotate root --root DIR")
 
@@ -122,7 +122,7 @@ def test_a_root_that_expires_soon_is_warned_of_unless_it_is_on_its_way_out() -> 
 def test_what_the_control_plane_warns_of_is_said_once() -> None:
     ends = NOW + timedelta(days=3)
     said = f"east: the authority of east (generation 1) expires at {ends:%Y-%m-%d %H:%M:%S} UTC: renew it"
-    seen = sight(IDLE, statement(EAST, IDLE, authority(ends=ends)))
+    seen = survey(IDLE, statement(EAST, IDLE, authority(ends=ends)))
     told = msgspec.structs.replace(
         seen, warnings=(said.replace("the authority of east (generation 1)", "the authority of east"),)
     )
@@ -130,7 +130,7 @@ def test_what_the_control_plane_warns_of_is_said_once() -> None:
 
 
 def test_a_rotation_that_stands_still_needs_somebody_and_one_on_its_way_does_not() -> None:
-    seen = sight(ANNOUNCED, statement(EAST, ANNOUNCED, trusting=3), statement(WEST, ANNOUNCED))
+    seen = survey(ANNOUNCED, statement(EAST, ANNOUNCED, trusting=3), statement(WEST, ANNOUNCED))
     assert found(seen, ANNOUNCED, later=timedelta(minutes=9)).warnings == ()
     [warning] = found(seen, ANNOUNCED, later=timedelta(hours=3)).warnings
     assert (
@@ -143,7 +143,7 @@ def test_a_request_that_nobody_granted_and_a_member_that_missed_news_need_somebo
     about = Introduction(name=WEST, network="net", region="eu", gateways=(GatewayAddress("10.0.0.1", 15443),))
     asks = make_join_request(new_key(), about, domain=DOMAIN, now=NOW)
     newest = document(5, 0, generation=2)
-    seen = sight(newest, statement(EAST, IDLE, authority(2)), statement(WEST, newest, asks=asks))
+    seen = survey(newest, statement(EAST, IDLE, authority(2)), statement(WEST, newest, asks=asks))
     warnings = found(seen, newest, later=timedelta(hours=2)).warnings
     assert [one for one in warnings if "west waits for its new authority since 2h" in one]
     assert [one for one in warnings if one.startswith("east has missed news of the root") and "--deliver" in one]
@@ -152,7 +152,7 @@ def test_a_request_that_nobody_granted_and_a_member_that_missed_news_need_somebo
 def test_a_revoked_cluster_holds_nothing_up_and_is_warned_of_no_more() -> None:
     cut = document(2, 0, revoked=["west"])
     gone = statement(WEST, IDLE, authority(ends=NOW))
-    there = found(sight(cut, statement(EAST, cut, revoked=["west"]), gone), cut, later=timedelta(hours=1))
+    there = found(survey(cut, statement(EAST, cut, revoked=["west"]), gone), cut, later=timedelta(hours=1))
     assert there.holdups == there.warnings == ()
     assert [one.is_revoked for one in there.members] == [False, True]
     [revoked] = there.revoked
@@ -163,7 +163,7 @@ def test_a_revoked_cluster_holds_nothing_up_and_is_warned_of_no_more() -> None:
 
 def test_a_revocation_of_one_member_alone_says_where_it_is_not_in_force() -> None:
     alone = statement(EAST, IDLE, revoked=["shop/cart"], enforcing=2)
-    [revoked] = found(sight(IDLE, alone, statement(WEST, IDLE)), IDLE).revoked
+    [revoked] = found(survey(IDLE, alone, statement(WEST, IDLE)), IDLE).revoked
     assert (revoked.by_root, revoked.at) == (False, None)
     assert (revoked.in_force, revoked.not_in_force) == ((), (EAST, WEST))
 
@@ -191,7 +191,7 @@ def test_a_member_itself_is_believed_before_others_and_of_others_the_newest() ->
 def test_status_is_shown_to_people_and_to_programs() -> None:
     late = statement(WEST, ANNOUNCED, trusting=3, waiting=(Waiting("west/shop/cart-1", "has not answered"),))
     seen = msgspec.structs.replace(
-        sight(ANNOUNCED, statement(EAST, ANNOUNCED), late), silent=(Silent("south", "Connection refused"),)
+        survey(ANNOUNCED, statement(EAST, ANNOUNCED), late), silent=(Silent("south", "Connection refused"),)
     )
     shown = found(seen, ANNOUNCED, later=timedelta(hours=1))
     console = Console(width=140, no_color=True)
@@ -211,7 +211,7 @@ def test_status_is_shown_to_people_and_to_programs() -> None:
 def test_a_root_is_known_by_its_key_and_one_of_the_past_is_told_so() -> None:
     behind = statement(WEST, SIGNING)
     ahead = statement(EAST, document(5, 1), authority(3, root=0))
-    told = found(sight(RETIRING, statement(SOUTH, RETIRING, authority(2, root=1)), behind, ahead), RETIRING)
+    told = found(survey(RETIRING, statement(SOUTH, RETIRING, authority(2, root=1)), behind, ahead), RETIRING)
     [root] = told.roots
     above = {one.cluster: (one.root, one.root_fingerprint) for one in told.authorities}
     assert above[SOUTH] == ("signing", root.fingerprint)
@@ -224,7 +224,7 @@ def test_a_root_is_known_by_its_key_and_one_of_the_past_is_told_so() -> None:
 
 
 def test_a_member_that_is_live_is_said_to_be_and_one_that_is_not_said_this_some_time_ago() -> None:
-    seen = sight(IDLE, statement(EAST, IDLE), statement(WEST, IDLE), statement(SOUTH, IDLE))
+    seen = survey(IDLE, statement(EAST, IDLE), statement(WEST, IDLE), statement(SOUTH, IDLE))
     seen = msgspec.structs.replace(seen, states={EAST: Liveness.LIVE, WEST: Liveness.LIVE, SOUTH: Liveness.STALE})
     told = found(seen, IDLE)
     assert [one.state for one in told.members] == [Liveness.LIVE, Liveness.STALE, Liveness.LIVE]

@@ -21,7 +21,7 @@ from tests.support.federation import (
 )
 from tests.support.lying_peer import start_liar
 from tests.support.trust import EAST, WEST
-from tests.support.trustees import RootUnderTest, make_mesh
+from tests.support.trust_keepers import RootUnderTest, make_mesh
 from tests.support.waiting import eventually
 from trust.bundle import make_revocation
 from trust.issuance import Issuer

@@ -39,7 +39,7 @@ from federation.snapshot import Change, Section
 from federation.store import MeshStore
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.trust import make_issuers
-from tests.support.trustees import KeeperUnderTest
+from tests.support.trust_keepers import KeeperUnderTest
 from tests.support.waiting import eventually
 from trust.spiffe import ClusterName, MeshDomain, Namespace, ServiceAccount
 

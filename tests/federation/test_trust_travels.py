@@ -24,7 +24,7 @@ from tests.support.federation import (
 )
 from tests.support.lying_peer import start_liar
 from tests.support.trust import DOMAIN, EAST, WEST
-from tests.support.trustees import RootUnderTest, make_mesh
+from tests.support.trust_keepers import RootUnderTest, make_mesh
 from tests.support.waiting import eventually
 from trust.bundle import LARGEST, bundle_digest, encode_bundle
 from trust.issuance import Issuer

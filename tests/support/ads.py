@@ -239,7 +239,7 @@ class World:
             lambda snapshot, scope: self.resources,
             admission=self,
             secrets=self,
-            ledger=self,
+            acknowledgements=self,
             on_converged=lambda span, is_remote: self.converged.append((span, is_remote)),
             on_pushed=lambda type_url: self.pushed.update([type_url]),
             on_rejected=lambda type_url: self.rejected.update([type_url]),

@@ -39,7 +39,7 @@ from federation.store import MeshStore
 from federation.xds.server import SERVER_OPTIONS
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.relay import Relay, start_relay
-from tests.support.trustees import KeeperUnderTest
+from tests.support.trust_keepers import KeeperUnderTest
 from trust.bundle import TrustBundle
 from trust.issuance import Issuer, X509Svid
 from trust.spiffe import ClusterName, Namespace, ServiceAccount

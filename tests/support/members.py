@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from deploy.cli.sight import Seen, Sight
+from deploy.cli.survey import Seen, Survey
 from trust.bundle import TrustBundle, bundle_digest, make_bundle, make_revocation, root_fingerprints
 from trust.certificates import make_root, new_key
 from trust.joining import JoinRequest
@@ -85,10 +85,10 @@ def statement(
     )
 
 
-def sight(bundle: TrustBundle, *statements: TrustStatement, reached: Iterable[ClusterName] = (EAST,)) -> Sight:
+def survey(bundle: TrustBundle, *statements: TrustStatement, reached: Iterable[ClusterName] = (EAST,)) -> Survey:
     """Puts together what was heard; those `reached` were asked themselves, the others a minute ago."""
     asked = tuple(reached)
-    return Sight(
+    return Survey(
         bundle=bundle,
         members={
             one.cluster: Seen(

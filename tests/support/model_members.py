@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deploy.cli.sight import Sight, Silent, put_together
+from deploy.cli.survey import Silent, Survey, put_together
 from federation.reports import PeerTrustReport, TrustReport
 from trust.bundle import TrustBundle, bundle_digest
 from trust.custody import FileCustody
@@ -117,7 +117,7 @@ class ModelMesh:
     heard: dict[ClusterName, TrustStatement] = field(default_factory=dict)
     asked_by: str = ""
 
-    async def look(self) -> Sight:
+    async def look(self) -> Survey:
         """Asks all that are reached; each time, all that are there go a step."""
         self.looks += 1
         there = [member for member in self.members if not member.is_away]
@@ -130,9 +130,9 @@ class ModelMesh:
                     continue  # it missed so much that it needs the documents of the root directory
             member.settle()
             self.heard[member.name] = member.statement()
-        return self._sight({})
+        return self._survey({})
 
-    async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Sight:
+    async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Survey:
         """Hands all over to those that are reached; grants are passed on to those that are there."""
         refused: dict[str, str] = {}
         reached = [member for member in self.members if member.is_reached and not member.is_away]
@@ -145,9 +145,9 @@ class ModelMesh:
                 refused[member.name] = refusal.message
             else:
                 self.heard[member.name] = member.statement()
-        return self._sight(refused)
+        return self._survey(refused)
 
-    def _sight(self, refused: dict[str, str]) -> Sight:
+    def _survey(self, refused: dict[str, str]) -> Survey:
         answers: dict[str, TrustReport | Silent] = {}
         for member in self.members:
             if member.is_away or not member.is_reached:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from deploy.control.duty import Duty, duty
+from deploy.control.renewal import Duty, duty
 from tests.support.members import ANNOUNCED, DOMAIN, EAST, IDLE, NOW, RETIRING, SIGNING, authority, document, statement
 from tests.support.trust import make_authorities
 from trust.bundle import TrustBundle

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 from cryptography import x509
 
-from deploy.control.warnings import Standing, certificates_left, trust_warnings
+from deploy.control.trust_warnings import Standing, certificates_left, trust_warnings
 from tests.support.members import (
     ANNOUNCED,
     DOMAIN,

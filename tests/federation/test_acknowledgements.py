@@ -9,11 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from federation import ledger as ledgers
 from federation import names
+from federation.acknowledgements import MOST_RECORDS, Acknowledgements
 from federation.etcd import EtcdClient
 from federation.etcd.election import Election
-from federation.ledger import ProxyLedger
 from federation.model import PodKey
 from federation.peering.replica import ORIGIN
 from federation.proxy_trust import ProxyTrust, is_over
@@ -34,15 +33,15 @@ async def etcd(tmp_path: Path) -> AsyncIterator[Etcd]:
 
 
 @asynccontextmanager
-async def replica(etcd: Etcd, *, sweeps: MeshStore | None = None) -> AsyncIterator[ProxyLedger]:
-    """Runs the ledger of one replica, which may lead."""
+async def replica(etcd: Etcd, *, sweeps: MeshStore | None = None) -> AsyncIterator[Acknowledgements]:
+    """Runs the acknowledgements of one replica, which may lead."""
     async with EtcdClient((etcd.url,), timeout=timedelta(seconds=1)) as client, asyncio.TaskGroup() as tasks:
-        ledger = ProxyLedger(client)
-        parts = [tasks.create_task(ledger.run())]
+        acknowledgements = Acknowledgements(client)
+        parts = [tasks.create_task(acknowledgements.run())]
         if sweeps is not None:
             election = Election(client, "control-1")
-            parts.append(tasks.create_task(election.run(lambda leadership: ledger.sweep(leadership, sweeps))))
-        yield ledger
+            parts.append(tasks.create_task(election.run(lambda leadership: acknowledgements.sweep(leadership, sweeps))))
+        yield acknowledgements
         for part in parts:
             part.cancel()
 
@@ -117,15 +116,15 @@ async def test_a_stream_that_begins_before_the_ledger_was_read_wipes_nothing(etc
         await eventually(lambda: not one.is_late)
     blank = ProxyTrust(node=NODE, identity="shop/cart", since=THEN + timedelta(seconds=9), at=datetime.now(UTC))
     async with EtcdClient((etcd.url,)) as client:
-        ledger = ProxyLedger(client)
-        ledger.note(blank)
+        acknowledgements = Acknowledgements(client)
+        acknowledgements.note(blank)
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(ledger.run())
-            await eventually(lambda: bool(ledger.records[NODE].authority) and not ledger.is_late)
-            ledger.note(msgspec.structs.replace(blank, lost=blank.at))
-            assert (ledger.records[NODE].authority, ledger.records[NODE].bundle) == ("a", "b")
-            assert ledger.records[NODE].expires is not None
-            await eventually(lambda: not ledger.is_late)
+            running = tasks.create_task(acknowledgements.run())
+            await eventually(lambda: bool(acknowledgements.records[NODE].authority) and not acknowledgements.is_late)
+            acknowledgements.note(msgspec.structs.replace(blank, lost=blank.at))
+            assert (acknowledgements.records[NODE].authority, acknowledgements.records[NODE].bundle) == ("a", "b")
+            assert acknowledgements.records[NODE].expires is not None
+            await eventually(lambda: not acknowledgements.is_late)
             running.cancel()
         async with replica(etcd) as later:
             await eventually(lambda: NODE in later.records)
@@ -178,15 +177,15 @@ async def test_the_leader_removes_who_is_no_more(etcd: Etcd) -> None:
 
 async def test_the_number_is_bounded() -> None:
     async with EtcdClient(("http://127.0.0.1:1",)) as client:
-        ledger = ProxyLedger(client)
+        acknowledgements = Acknowledgements(client)
         one = record()
-        for n in range(ledgers.MOST_RECORDS + 10):
-            ledger.note(msgspec.structs.replace(one, node=f"east/shop/cart-{n}"))
-        assert len(ledger.records) == ledgers.MOST_RECORDS
-        assert ledger.record(f"east/shop/cart-{ledgers.MOST_RECORDS}") is None
+        for n in range(MOST_RECORDS + 10):
+            acknowledgements.note(msgspec.structs.replace(one, node=f"east/shop/cart-{n}"))
+        assert len(acknowledgements.records) == MOST_RECORDS
+        assert acknowledgements.record(f"east/shop/cart-{MOST_RECORDS}") is None
         again = msgspec.structs.replace(one, node="east/shop/cart-0", authority="new")
-        ledger.note(again)
-        assert ledger.record("east/shop/cart-0") == again, "who is known may change"
+        acknowledgements.note(again)
+        assert acknowledgements.record("east/shop/cart-0") == again, "who is known may change"
 
 
 def test_when_a_proxy_is_no_more() -> None:

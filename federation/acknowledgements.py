@@ -1,6 +1,6 @@
 """What each proxy of this cluster acknowledged of its trust, in its etcd: the proof that rotations wait for.
 
-    a proxy's stream --note--> kept here --(at most every 200 ms)--> etcd --follow--> the ledger of every replica
+    a proxy's stream --note--> kept here --(at most every 200 ms)--> etcd --follow--> every replica
 
 Every replica writes of the proxies on its own streams; the leader removes those that are no more. Nothing here reaches
 the picture: what proxies say must not change what they are told.
@@ -37,8 +37,8 @@ _ASK_AGAIN = timedelta(seconds=30)
 _SWEEP_EVERY = timedelta(seconds=2)
 
 
-class ProxyLedger:
-    """The records of all proxies of this cluster. `news` tells when one changed."""
+class Acknowledgements:
+    """What all proxies of this cluster acknowledged of their trust. `news` tells when one changed."""
 
     def __init__(self, etcd: EtcdClient) -> None:
         self._etcd = etcd

@@ -24,7 +24,7 @@ from federation.peering.exports import Malformed
 from federation.peering.membership import check_membership
 from federation.peering.records import keep_member, write_records
 from federation.peering.replica import Replica
-from federation.peering.trustees import TrustKeeper
+from federation.peering.trust_keeper import TrustKeeper
 from federation.store import MeshStore
 from federation.xds.client import Received
 from federation.xds.resources import TypeUrl
@@ -43,8 +43,8 @@ KINDS: Mapping[TypeUrl, str] = {
 """What is kept, and how it is called when some of it is refused."""
 
 
-class Keeping:
-    """Keeps what one peer says on one stream; make a new one for each. `held` comes first."""
+class Intake:
+    """Takes what one peer says on one stream; make a new one for each. `held` comes first."""
 
     def __init__(
         self,

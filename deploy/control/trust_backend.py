@@ -9,7 +9,7 @@ from cryptography import x509
 
 from deploy.control.keeper import Keeper
 from deploy.control.reports import all_revoked, revoked_by
-from deploy.control.warnings import Standing, trust_warnings
+from deploy.control.trust_warnings import Standing, trust_warnings
 from federation.admin import AdminRefused, RevocationOrder, TrustDocuments
 from federation.etcd import EtcdClient, EtcdError
 from federation.names import revocation_key
@@ -29,7 +29,7 @@ _LOOK = timedelta(seconds=5)
 """Between two looks at what is to be warned of."""
 
 
-class TrustDesk:
+class TrustBackend:
     """Answers for one replica of a member."""
 
     def __init__(

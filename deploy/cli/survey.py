@@ -36,8 +36,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     via: str = ""
 
 
-class Sight(msgspec.Struct, frozen=True, kw_only=True):
-    """The trust of the mesh as those that answered know it. `bundle` is the newest; None when nobody answered.
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """The trust of the mesh, as those that answered know it. `bundle` is the newest; None when nobody answered.
 
     `known` names all members that they know of, also those of which nothing was heard; `states` says which of them are
     heard now, by one that was asked.
@@ -59,15 +59,15 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
 class Mesh(Protocol):
     """The control planes of a mesh, as many as can be reached; none of these raises because one cannot be."""
 
-    async def look(self) -> Sight:
+    async def look(self) -> Survey:
         """Asks all."""
 
-    async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Sight:
+    async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Survey:
         """Hands documents and grants to all, and returns what they say then."""
 
 
-def put_together(answers: Mapping[str, TrustReport | Silent]) -> Sight:
-    """Makes one sight of the answers, by the name under which each control plane was asked."""
+def put_together(answers: Mapping[str, TrustReport | Silent]) -> Survey:
+    """Makes one survey of the answers, by the name under which each control plane was asked."""
     reports = [answer for answer in answers.values() if isinstance(answer, TrustReport)]
     members: dict[ClusterName, Seen] = {}
     for report in reports:
@@ -78,7 +78,7 @@ def put_together(answers: Mapping[str, TrustReport | Silent]) -> Sight:
                 members[other.statement.cluster] = seen
     members |= {report.own.cluster: Seen(statement=report.own) for report in reports}
     warnings = [f"{report.own.cluster}: {warning}" for report in reports for warning in report.warnings]
-    return Sight(
+    return Survey(
         bundle=max((report.bundle for report in reports), key=lambda one: one.sequence, default=None),
         members=dict(sorted(members.items())),
         reached=tuple(sorted(report.own.cluster for report in reports)),
@@ -87,9 +87,9 @@ def put_together(answers: Mapping[str, TrustReport | Silent]) -> Sight:
     )
 
 
-def reasons_of(sight: Sight) -> str:
+def reasons_of(survey: Survey) -> str:
     """Returns who was not reached, and why, in one line."""
-    return "; ".join(f"{one.cluster}: {one.reason}" if one.cluster else one.reason for one in sight.silent)
+    return "; ".join(f"{one.cluster}: {one.reason}" if one.cluster else one.reason for one in survey.silent)
 
 
 class ReachedMesh:
@@ -99,11 +99,11 @@ class ReachedMesh:
         self._clusters = tuple(clusters)
         self._client = client
 
-    async def look(self) -> Sight:
+    async def look(self) -> Survey:
         """Asks all at once."""
         return put_together(await self.each(lambda client: client.trust()))
 
-    async def glance(self) -> Sight:
+    async def glance(self) -> Survey:
         """Asks one, which knows the words of all; then only those of which it has heard nothing, or the next if it is
         silent itself."""
         states: dict[ClusterName, Liveness] = {}
@@ -120,7 +120,7 @@ class ReachedMesh:
                 answers[name] = await self._ask(name, ask)
         return msgspec.structs.replace(put_together(answers), known=tuple(states), states=states)
 
-    async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Sight:
+    async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Survey:
         """Hands over documents and grants to all at once."""
         return put_together(await self.each(lambda client: client.deliver(bundles, grants)))
 
