@@ -212,18 +212,23 @@ def catch_up(held: TrustBundle, offered: Iterable[TrustBundle], *, now: datetime
     """Returns those of the documents that follow `held`, by number; the last of them holds from now on.
 
     Older ones and those that are held are passed over. Raises BundleRefused for a newer one that cannot be believed,
-    and for one with the number of `held` that says something else: two root directories have gone different ways.
+    and, unless a newer one follows, for one with the number of `held` that says something else: two root directories
+    have gone different ways.
     """
     followed: list[TrustBundle] = []
+    is_in_doubt = False
     for bundle in sorted(offered, key=lambda one: one.sequence):
         last = followed[-1] if followed else held
-        if bundle.sequence < last.sequence or bundle == last:
-            continue
         if bundle.sequence == last.sequence:
-            message = f"there are two different trust bundles with the number {last.sequence}"
-            raise BundleRefused(message, "use one root directory; its next document ends the doubt")
-        check_bundle(bundle, root_certificates(last), domain=held.domain, now=now)
-        followed.append(bundle)
+            # Compared by what is signed: whoever passes a document on can give it another good signature.
+            is_in_doubt |= _signed_part(bundle) != _signed_part(last)
+        elif bundle.sequence > last.sequence:
+            check_bundle(bundle, root_certificates(last), domain=held.domain, now=now)
+            followed.append(bundle)
+            is_in_doubt = False
+    if is_in_doubt:
+        message = f"there are two different trust bundles with the number {(followed or [held])[-1].sequence}"
+        raise BundleRefused(message, "use one root directory; its next document ends the doubt")
     return tuple(followed)
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -100,11 +101,29 @@ def test_a_retired_root_says_nothing_any_more() -> None:
 
 
 def test_a_number_that_says_two_things_is_refused() -> None:
-    other = bundle(3, 1, 0, signed_by=1)
+    other = bundle(3, 1, 0, signed_by=1, revoked=(make_revocation("west", at=NOW),))
     with pytest.raises(BundleRefused, match="two different trust bundles with the number 3"):
         catch_up(ROTATION[2], [other], now=NOW)
     with pytest.raises(BundleRefused, match="two different trust bundles"):
         catch_up(ROTATION[0], [*ROTATION[:3], other], now=NOW)
+
+
+def test_the_next_document_ends_the_doubt_which_of_two_with_one_number_is_right() -> None:
+    other = bundle(3, 1, 0, signed_by=1, revoked=(make_revocation("west", at=NOW),))
+    assert catch_up(ROTATION[2], [other, ROTATION[3]], now=NOW) == (ROTATION[3],)
+
+
+def test_a_document_with_another_good_signature_is_the_same_document() -> None:
+    # ECDSA: of (r, s) anybody can make (r, n - s). Who passed it on in that form would bar what comes after it.
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    r, s = decode_dss_signature(base64.b64decode(ROTATION[1].signature))
+    signature = base64.b64encode(encode_dss_signature(r, order - s)).decode()
+    twin = msgspec.structs.replace(ROTATION[1], signature=signature)
+    assert twin != ROTATION[1]
+    assert catch_up(ROTATION[0], [twin], now=NOW) == (twin,)
+    assert catch_up(twin, [ROTATION[1]], now=NOW) == ()
+    assert catch_up(twin, ROTATION, now=NOW)[-1] == ROTATION[-1]
+    assert catch_up(ROTATION[0], [twin, *ROTATION], now=NOW)[-1] == ROTATION[-1]
 
 
 @pytest.mark.parametrize(
