@@ -5,7 +5,7 @@ for its own cluster, and those that are not reached know nothing of it.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from difflib import get_close_matches
@@ -36,7 +36,8 @@ class State(StrEnum):
 
 
 class MemberAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a member made of it. `since` and `seconds` (after it was decided) are those of the last proxy that took it.
+    """What a member made of it. `since` and `seconds` (after it was decided) are those of the last proxy that took it;
+    of an undoing, when all of them were first seen to have taken it.
 
     Of its `proxies`, `enforcing` have taken it; `waiting` names others. `reason` says why it refused or is not reached.
     """
@@ -125,6 +126,21 @@ def judge(
     )
 
 
+def timed(outcome: RevocationOutcome, restored: dict[str, datetime], now: datetime) -> RevocationOutcome:
+    """Says of an undoing when each member was first seen to have taken it, which is noted in `restored`.
+
+    A member that denies nobody tells no time since when.
+    """
+    members = []
+    for one in outcome.members:
+        if one.state is State.IN_FORCE and outcome.is_undone:
+            since = restored.setdefault(one.cluster, now)
+            seconds = max(0.0, round((since - outcome.at).total_seconds(), 1))
+            one = msgspec.structs.replace(one, since=since, seconds=seconds)
+        members.append(one)
+    return msgspec.structs.replace(outcome, members=tuple(members))
+
+
 def near_matches(name: str, known: Collection[str]) -> tuple[str, ...]:
     """Returns names that somebody who wrote `name` may have meant."""
     return tuple(get_close_matches(name, sorted(known), n=3))
@@ -168,11 +184,10 @@ def _is_undone_but_not_everywhere(order: Order, root: Root, survey: Survey) -> b
     return any(order.subject in seen.statement.revoked for seen in survey.members.values())
 
 
-async def by_each(order: Order, clusters: Mapping[str, str], telling: Telling) -> RevocationOutcome:
-    """Tells every control plane that is reached to decide so for its own cluster.
+async def by_each(order: Order, telling: Telling) -> RevocationOutcome:
+    """Tells every control plane that is reached to decide so for its own cluster, before anything else is asked.
 
-    `clusters` are the names under which they are asked, with the names of their clusters. Raises CommandFailed when
-    nobody did it.
+    Raises CommandFailed when nobody did it.
     """
     at = telling.clock()
 
@@ -183,8 +198,7 @@ async def by_each(order: Order, clusters: Mapping[str, str], telling: Telling) -
             await client.revoke(order.subject, reason=order.reason, sever=order.sever)
         return await client.trust()
 
-    itself = [name for name, cluster in clusters.items() if cluster == order.cluster]
-    answers = await telling.mesh.each(tell, without=itself)
+    answers = await telling.mesh.each(tell, without=[order.cluster] if order.cluster else [])
     if not answers:
         raise CommandFailed(
             f"only {order.subject} itself is reached here, and no cluster revokes itself",
@@ -194,9 +208,9 @@ async def by_each(order: Order, clusters: Mapping[str, str], telling: Telling) -
     if not survey.reached:
         hint = "sign it with --root DIR: then the root undoes it" if order.undo else "sign it with --root DIR, for all"
         raise CommandFailed(f"nobody did it: {reasons_of(survey)}", hint)
-    refused = [Silent(clusters[one.cluster], one.reason) for one in survey.silent]
-    expected = [ClusterName(clusters[name]) for name in answers]
-    return await _follow(order, telling, expected, at=at, refused=refused)
+    # Behind --admin stands a control plane whose cluster we learn from its answer.
+    expected = [answer.own.cluster if isinstance(answer, TrustReport) else name for name, answer in answers.items()]
+    return await _follow(order, telling, [ClusterName(name) for name in expected], at=at, refused=survey.silent)
 
 
 async def _follow(
@@ -211,9 +225,11 @@ async def _follow(
     loop = asyncio.get_running_loop()
     deadline, handed = loop.time() + telling.wait.total_seconds(), loop.time()
     live = await telling.mesh.live()
+    restored: dict[str, datetime] = {}
     while True:
         survey = await telling.mesh.look()
         outcome = judge(order, survey, expected, at=at, signed=root is not None, live=live, refused=refused)
+        outcome = timed(outcome, restored, telling.clock())
         telling.watch(outcome)
         if outcome.is_done or loop.time() >= deadline:
             return outcome

@@ -1,6 +1,7 @@
 """`isthmus revoke`: believe a cluster or a workload no longer, at once and in the whole mesh; or believe it again."""
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from deploy.admin_client import ControlRefused, ControlUnreachable
+from deploy.admin_client import AdminClient, ControlRefused, ControlUnreachable
 from deploy.cli.output import output_option, show, span, table
 from deploy.cli.progress import Progress, progress
 from deploy.cli.revocation import (
@@ -138,9 +139,13 @@ def _carry_out(
     order = Order(subject=subject, undo=undo, reason=reason, sever=sever)
     opened = None if root is None else open_root(root, passphrase_file)
     mesh = ReachedMesh(targets.names, targets.client)
+    if opened is not None and not undo:
+        _check_others(order, [member.name for member in opened.members()])
     with progress() as shown:
-        if not undo:
-            _check_known(order, asyncio.run(_known(mesh, targets, opened)), shown, yes=yes)
+        if not undo and not yes:
+            known = asyncio.run(_known(targets, opened))
+            _check_known(order, known)
+            _warn(shown, _doubts(order, known))
         if not yes and sys.stdin.isatty():
             verb = "Believe it again" if undo else "Cut it off from the mesh"
             scope = "in the whole mesh" if opened else f"at {len(targets.names)} control planes"
@@ -148,63 +153,73 @@ def _carry_out(
         telling = Telling(
             mesh=mesh, wait=wait, clock=lambda: datetime.now(UTC), watch=lambda outcome: _watch(shown, outcome)
         )
-        outcome = asyncio.run(_run(order, opened, targets, telling))
+        # With --yes nothing is asked before all are told: each question is time for somebody who stole a key.
+        outcome = asyncio.run(by_each(order, telling) if opened is None else by_root(order, opened, telling))
+        if not undo and yes:
+            _warn(shown, _doubts(order, asyncio.run(_known(targets, opened))))
     show(outcome, output, lambda: _render(outcome))
     if not outcome.is_done:
         raise SystemExit(1)
 
 
-async def _run(order: Order, root: Root | None, targets: Targets, telling: Telling) -> RevocationOutcome:
-    if root is not None:
-        return await by_root(order, root, telling)
-    survey = await telling.mesh.look()
-    # Behind --admin stands a control plane whose cluster we learn from its answer.
-    clusters = {name: name or next(iter(survey.reached), "") for name in targets.names}
-    return await by_each(order, clusters, telling)
-
-
-async def _known(mesh: ReachedMesh, targets: Targets, root: Root | None) -> tuple[frozenset[str], frozenset[str]]:
+async def _known(targets: Targets, root: Root | None) -> tuple[frozenset[str], frozenset[str]]:
     """Returns the clusters that anybody here knows, and the accounts (`namespace/account@cluster`) of their proxies.
 
     Only proxies of clusters that are reached are known, so an account may exist all the same.
     """
     clusters = {str(member.name) for member in root.members()} if root else set()
     accounts: set[str] = set()
-    for name in targets.names:
-        client = targets.client(name)
-        try:
+
+    async def ask(client: AdminClient) -> None:
+        with contextlib.suppress(ControlUnreachable, ControlRefused):
             async with client:
-                clusters |= {str(member.name) for member in await client.clusters()}
+                clusters.update(str(member.name) for member in await client.clusters())
                 for proxy in await client.proxies():
                     host, _, path = proxy.identity.removeprefix("spiffe://").partition("/")
                     match path.split("/"):
                         case ["ns", namespace, "sa", account]:
                             accounts.add(f"{namespace}/{account}@{host.partition('.')[0]}")
-        except (ControlUnreachable, ControlRefused):
-            continue
+
+    async with asyncio.TaskGroup() as group:
+        for client in targets.all().values():
+            group.create_task(ask(client))
     return frozenset(clusters), frozenset(accounts)
 
 
-def _check_known(order: Order, known: tuple[frozenset[str], frozenset[str]], shown: Progress, *, yes: bool) -> None:
-    """Warns of a name that nobody here knows, and refuses the only cluster; raises CommandFailed.
+def _check_known(order: Order, known: tuple[frozenset[str], frozenset[str]]) -> None:
+    """Refuses the only cluster, and one that nobody here knows, which is a slip of the pen; raises CommandFailed."""
+    clusters, _ = known
+    named, _, _ = parse_subject(order.subject)
+    _check_others(order, clusters)
+    if named and named not in clusters:
+        raise CommandFailed(_doubts(order, known)[0], "--yes revokes it all the same")
 
-    A cluster that nobody knows is a slip of the pen: it is taken with --yes only. An account may have no proxy now.
-    """
+
+def _check_others(order: Order, clusters: Collection[str]) -> None:
+    if order.cluster and set(clusters) == {order.cluster}:
+        raise CommandFailed(f"{order.cluster} is the only member: there is nobody who could believe it no longer")
+
+
+def _warn(shown: Progress, doubts: Collection[str]) -> None:
+    for doubt in doubts:
+        shown.say(f"warning: {doubt}")
+
+
+def _doubts(order: Order, known: tuple[frozenset[str], frozenset[str]]) -> list[str]:
+    """Returns what may be wrong with the names in an order; an account may have no proxy now, and exist."""
     clusters, accounts = known
     named, _, account = parse_subject(order.subject)
-    if order.cluster and clusters == {order.cluster}:
-        raise CommandFailed(f"{order.cluster} is the only member: there is nobody who could believe it no longer")
+    doubts = []
     if named and named not in clusters:
         near = near_matches(named, clusters)
         meant = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(sorted(clusters)) or 'none'}"
-        if not yes:
-            raise CommandFailed(f"nobody here knows a cluster {named}: {meant}", "--yes revokes it all the same")
-        shown.say(f"warning: nobody here knows a cluster {named}: {meant}")
+        doubts.append(f"nobody here knows a cluster {named}: {meant}")
     if account and not any(one == order.subject or one.startswith(f"{order.subject}@") for one in accounts):
         short = accounts if named else {one.partition("@")[0] for one in accounts}
         near = near_matches(order.subject, short)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        shown.say(f"warning: no proxy of {order.subject} is connected to a control plane that is reached here{meant}")
+        doubts.append(f"no proxy of {order.subject} is connected to a control plane that is reached here{meant}")
+    return doubts
 
 
 def _watch(shown: Progress, outcome: RevocationOutcome) -> None:

@@ -1,15 +1,28 @@
 """`isthmus revoke`: what is told of each member, what is refused, and what its words mean."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from click.testing import CliRunner
 
+from deploy.admin_client import AdminClient
 from deploy.cli.main import isthmus
-from deploy.cli.revocation import Order, RevocationOutcome, State, judge, near_matches
-from deploy.cli.survey import Silent, Survey
+from deploy.cli.revocation import (
+    Order,
+    RevocationOutcome,
+    State,
+    Telling,
+    by_each,
+    judge,
+    near_matches,
+    timed,
+)
+from deploy.cli.survey import ReachedMesh, Silent, Survey
+from deploy.failures import CommandFailed
 from tests.support.members import EAST, IDLE, NOW, SOUTH, WEST, document, statement, survey
 from trust.statements import Waiting
 
@@ -83,6 +96,33 @@ def test_undone_is_done_when_nobody_denies_any_more() -> None:
     assert outcome(survey(IDLE, statement(EAST, IDLE), statement(SOUTH, IDLE)), undo).is_done
     slow = survey(IDLE, statement(EAST, IDLE, enforcing=1), statement(SOUTH, IDLE))
     assert outcome(slow, undo).members[0].state is State.WAITING
+
+
+def test_undone_says_when_each_member_was_first_seen_to_believe_again() -> None:
+    undo = Order(subject="west", undo=True)
+    noted: dict[str, datetime] = {}
+    half = outcome(survey(CUT, statement(EAST, IDLE), statement(SOUTH, CUT, revoked=["west"])), undo, live=["south"])
+    timed(half, noted, LATER)
+    whole = outcome(survey(IDLE, statement(EAST, IDLE), statement(SOUTH, IDLE)), undo)
+    done = timed(whole, noted, LATER + timedelta(seconds=1))
+    assert [(one.cluster, one.seconds) for one in done.members] == [("east", 1.2), ("south", 2.2)]
+
+
+async def test_all_are_told_before_anything_is_asked() -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def refuse(request: web.Request) -> web.Response:
+        asked.append((request.method, request.path))
+        return web.json_response({"error": "no", "hint": ""}, status=409)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", refuse)
+    async with TestServer(app) as server:
+        mesh = ReachedMesh(["east", "south", "west"], lambda _: AdminClient(str(server.make_url(""))))
+        telling = Telling(mesh=mesh, wait=timedelta(0), clock=lambda: NOW, watch=lambda _: None)
+        with pytest.raises(CommandFailed, match="nobody did it: east: no; south: no"):
+            await by_each(ORDER, telling)
+    assert asked == [("POST", "/v1/revocations")] * 2, "west is not told to revoke itself"
 
 
 def test_clocks_that_differ_make_no_time_before_the_order() -> None:
