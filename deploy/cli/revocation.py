@@ -14,6 +14,7 @@ from enum import StrEnum
 import msgspec
 
 from deploy.admin_client import AdminClient
+from deploy.cli.copies import check_newest
 from deploy.cli.survey import ReachedMesh, Seen, Silent, Survey, put_together, reasons_of
 from deploy.failures import CommandFailed
 from federation.reports import TrustReport
@@ -162,7 +163,9 @@ async def by_root(order: Order, root: Root, telling: Telling) -> RevocationOutco
     A member that is away hears of it from the others when it is back.
     """
     at = telling.clock()
-    if order.undo and _is_undone_but_not_everywhere(order, root, await telling.mesh.look()):
+    survey = await telling.mesh.look()
+    check_newest(root.documents(), survey, now=at, without=order.cluster)  # nobody follows what an older copy says
+    if order.undo and _is_undone_but_not_everywhere(order, root, survey):
         pass  # it was signed before, and the command was interrupted
     elif order.undo:
         root.restore(order.subject, now=at)

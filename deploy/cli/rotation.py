@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from deploy.cli.copies import check_claims, check_newest
 from deploy.cli.rotation_stages import (
     BREAKS,
     RotationReport,
@@ -33,7 +34,6 @@ from trust.rotation import (
     Statements,
     authority_holdups,
     due_requests,
-    newest_known,
     root_step,
     trust_holdups,
 )
@@ -81,22 +81,15 @@ class _Run:
     async def begin(self) -> None:
         """Looks at the mesh for the first time; raises CommandFailed when the root directory is not the newest."""
         root, mesh = self.tools.root, self.tools.mesh
-        self.members = tuple(member.name for member in root.members())
+        self._read_members()
         if not self.members:
             raise CommandFailed("the root has no member yet", "isthmus join CLUSTER --root DIR")
         self.survey = await mesh.look()
         if not self.survey.reached:
             message = f"no control plane was reached: {reasons_of(self.survey)}"
             raise CommandFailed(message, "one is enough; name it with --admin")
-        known = max(newest_known(self.statements), self.survey.bundle.sequence if self.survey.bundle else 0)
-        if known > root.bundle.sequence:
-            raise CommandFailed(
-                f"the mesh follows the trust bundle {known}, this root directory knows {root.bundle.sequence} at most",
-                "work with the newest copy of the root directory: this one was restored, or another one was used",
-            )
-        if self.survey.bundle and self.survey.bundle.domain != root.domain:
-            message = f"this is the root of {root.domain}, the control planes are of {self.survey.bundle.domain}"
-            raise CommandFailed(message, "name the right root with --root, or the right control planes")
+        check_newest(root.documents(), self.survey, now=self.tools.clock())
+        check_claims(root.bundle, self.statements)
         for name in self.survey.reached:
             follows = self.survey.members[name].statement.sequence
             if follows < root.bundle.sequence:
@@ -112,6 +105,7 @@ class _Run:
         while True:
             await self._hand_over(loop.time())
             self._confirm()
+            self._read_members()
             held = self.explained(holdups(tools.root.bundle, self.statements))
             tools.watch(Standing(stage, tools.root.bundle.sequence, held, self.survey.silent))
             if not held:
@@ -149,6 +143,10 @@ class _Run:
             not_reached=self.survey.silent,
             was_begun=was_begun,
         )
+
+    def _read_members(self) -> None:
+        """Reads who is a member, anew at each look: who joins meanwhile must not be left behind."""
+        self.members = tuple(member.name for member in self.tools.root.members())
 
     async def _hand_over(self, now: float) -> None:
         """Gives out documents and grants that somebody has not taken yet: at once what is new, the rest now and then.

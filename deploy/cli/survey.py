@@ -40,10 +40,11 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """The trust of the mesh, as those that answered know it. `bundle` is the newest; None when nobody answered.
 
     `known` names all members that they know of, also those of which nothing was heard; `states` says which of them are
-    heard now, by one that was asked.
+    heard now, by one that was asked. `bundles` are those that the `reached` follow, as they say.
     """
 
     bundle: TrustBundle | None = None
+    bundles: Mapping[ClusterName, TrustBundle] = {}
     members: Mapping[ClusterName, Seen] = {}
     known: tuple[ClusterName, ...] = ()
     states: Mapping[ClusterName, Liveness] = {}
@@ -67,7 +68,11 @@ class Mesh(Protocol):
 
 
 def put_together(answers: Mapping[str, TrustReport | Silent]) -> Survey:
-    """Makes one survey of the answers, by the name under which each control plane was asked."""
+    """Makes one survey of the answers, by the name under which each control plane was asked.
+
+    One that answers in another name than that is not believed: it would speak for somebody else.
+    """
+    answers = {name: _in_its_own_name(name, answer) for name, answer in answers.items()}
     reports = [answer for answer in answers.values() if isinstance(answer, TrustReport)]
     members: dict[ClusterName, Seen] = {}
     for report in reports:
@@ -80,11 +85,18 @@ def put_together(answers: Mapping[str, TrustReport | Silent]) -> Survey:
     warnings = [f"{report.own.cluster}: {warning}" for report in reports for warning in report.warnings]
     return Survey(
         bundle=max((report.bundle for report in reports), key=lambda one: one.sequence, default=None),
+        bundles={report.own.cluster: report.bundle for report in reports},
         members=dict(sorted(members.items())),
         reached=tuple(sorted(report.own.cluster for report in reports)),
         silent=tuple(answer for answer in answers.values() if isinstance(answer, Silent)),
         warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _in_its_own_name(name: str, answer: TrustReport | Silent) -> TrustReport | Silent:
+    if isinstance(answer, Silent) or name in ("", answer.own.cluster):
+        return answer
+    return Silent(name, f"says that it is {answer.own.cluster}: check its address")
 
 
 def reasons_of(survey: Survey) -> str:
