@@ -57,11 +57,6 @@ class Acknowledgements:
         merged = {**self._kept, **self._due}
         return {node: record for node, record in merged.items() if record is not None}
 
-    @property
-    def is_late(self) -> bool:
-        """Whether something that is known here is not in etcd yet."""
-        return bool(self._due)
-
     def record(self, node: str) -> ProxyTrust | None:
         """Returns what is known of one proxy."""
         return self._due[node] if node in self._due else self._kept.get(node)

@@ -11,7 +11,7 @@ import msgspec
 from federation.model import Finding, Liveness
 from trust.bundle import TrustBundle
 from trust.join_tokens import TokenState
-from trust.statements import TrustStatement
+from trust.statements import HeardStatement, TrustStatement
 
 
 class StatusReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -161,13 +161,6 @@ class KnownTokenReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     last_used: datetime | None = None
 
 
-class PeerTrustReport(msgspec.Struct, frozen=True, rename="camel"):
-    """What a peer last said of its trust, and when it was heard."""
-
-    statement: TrustStatement
-    heard: datetime
-
-
 class TrustReport(msgspec.Struct, frozen=True, rename="camel"):
     """Whom the asked cluster believes, what it says of its own trust, and what its peers last said of theirs, by name.
 
@@ -176,7 +169,7 @@ class TrustReport(msgspec.Struct, frozen=True, rename="camel"):
 
     bundle: TrustBundle
     own: TrustStatement
-    others: tuple[PeerTrustReport, ...] = ()
+    others: tuple[HeardStatement, ...] = ()
     warnings: tuple[str, ...] = ()
 
 

@@ -75,14 +75,6 @@ class Membership:
         return (state, *self.older)
 
     @property
-    def is_anchored(self) -> bool:
-        """Says whether the bundle has the root of the authority that signs. If not, nobody believes what it signs.
-
-        Then the cluster missed a rotation of the root, which did not wait for it: the next grant makes that good.
-        """
-        return self.authorities[0].root in root_fingerprints(self.bundle)
-
-    @property
     def wanted(self) -> int:
         """The least generation that its authority must have."""
         return self.bundle.generations.get(self.active.cluster, 1)

@@ -11,6 +11,7 @@ import re
 import secrets
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import NewType
 
 import msgspec
 from msgspec import structs
@@ -27,7 +28,7 @@ _ID = re.compile(r"[0-9a-f]{12}")
 _USE_GRAIN = timedelta(hours=1)  # of `last_used`: a write for each stream would be one for each proxy and half hour
 _KEPT = timedelta(days=1)  # after its expiry: long enough to be found by who asks why a proxy was refused
 
-TokenId = str
+TokenId = NewType("TokenId", str)
 """The first 12 hex digits of a token's digest: it names the token in lists and logs, and says nothing of it."""
 
 
@@ -78,7 +79,7 @@ def digest(token: str) -> str:
 
 def token_id(token_digest: str) -> TokenId:
     """Returns the id of the token with that digest."""
-    return token_digest[:12]
+    return TokenId(token_digest[:12])
 
 
 def parse_token_id(text: str) -> TokenId:
@@ -87,7 +88,7 @@ def parse_token_id(text: str) -> TokenId:
         raise AttestationRefused(
             "that is not the id of a token: 12 of 0-9 and a-f", "`isthmus token list` shows the ids"
         )
-    return text
+    return TokenId(text)
 
 
 def make_record(

@@ -149,14 +149,7 @@ class Root:
                 valid_for=valid_for,
             )
 
-    def renew(
-        self,
-        request: JoinRequest,
-        *,
-        now: datetime,
-        lifetime: timedelta = INTERMEDIATE_LIFETIME,
-        valid_for: timedelta = GRANT_LIFETIME,
-    ) -> Grant:
+    def renew(self, request: JoinRequest, *, now: datetime) -> Grant:
         """Signs the next intermediate of a member, which shows that it holds the present one; raises JoinRefused.
 
         The same request may be granted again, and is then signed anew, by the root that signs now: the grant before it
@@ -176,8 +169,8 @@ class Root:
                 generation=wanted,
                 holder=holder,
                 now=now,
-                lifetime=lifetime,
-                valid_for=valid_for,
+                lifetime=INTERMEDIATE_LIFETIME,
+                valid_for=GRANT_LIFETIME,
             )
 
     def confirm(self, cluster: ClusterName, key: str) -> None:
@@ -192,16 +185,15 @@ class Root:
 
     # What the mesh is told
 
-    def announce(self, *, now: datetime, lifetime: timedelta = ROOT_LIFETIME) -> TrustBundle:
+    def announce(self, *, now: datetime) -> TrustBundle:
         """Makes the next root, and asks all to trust it beside the one that signs; once announced, changes nothing."""
-        _check_lifetime(lifetime, "a root")
         with self._directory.changing() as said:
             if said.stage is RootStage.ANNOUNCED:
                 return said.bundle
             _check_stage(said, RootStage.IDLE, "announce a new root")
             signer = self._directory.key(said, said.roots[0])
             key, said = self._directory.new_key(said)
-            certificate = make_root(key, said.domain, now=now, lifetime=lifetime)
+            certificate = make_root(key, said.domain, now=now, lifetime=ROOT_LIFETIME)
             return self._say_next(said, signer, roots=(*said.roots, certificate), now=now)
 
     def sign_with_next(self, *, now: datetime) -> TrustBundle:

@@ -50,11 +50,10 @@ class Holdup(msgspec.Struct, frozen=True):
 
 
 class RootStep(msgspec.Struct, frozen=True):
-    """What comes next, who holds it up, and which requests are to be granted meanwhile."""
+    """What comes next, and who holds it up."""
 
     action: Action
     holdups: tuple[Holdup, ...] = ()
-    requests: tuple[JoinRequest, ...] = ()
 
 
 def root_step(stage: RootStage, bundle: TrustBundle, members: Statements) -> RootStep:
@@ -65,7 +64,7 @@ def root_step(stage: RootStage, bundle: TrustBundle, members: Statements) -> Roo
         case RootStage.ANNOUNCED:
             return RootStep(Action.SIGN, trust_holdups(bundle, members))
         case RootStage.SIGNING:
-            return RootStep(Action.RETIRE, authority_holdups(bundle, members), due_requests(bundle, members))
+            return RootStep(Action.RETIRE, authority_holdups(bundle, members))
         case RootStage.RETIRING:
             return RootStep(Action.FINISH, trust_holdups(bundle, members))
 
@@ -90,7 +89,6 @@ def authority_holdups(bundle: TrustBundle, members: Statements, only: ClusterNam
 
     With `only`, asks that member alone.
     """
-    first = root_fingerprints(bundle)[0]
     holdups = []
     for cluster, said in _of_the_mesh(bundle, members):
         if only is not None and cluster != only:
@@ -98,8 +96,8 @@ def authority_holdups(bundle: TrustBundle, members: Statements, only: ClusterNam
         if said is None:
             holdups.append(_never_heard(cluster))
             continue
-        active, wanted = said.active, bundle.generations.get(cluster, 1)
-        if active is None or active.generation < wanted or active.root != first:
+        if not signs_as_asked(bundle, cluster, said):
+            active, wanted = said.active, bundle.generations.get(cluster, 1)
             is_asking = said.request is not None and said.request.generation >= wanted
             reason = f"has asked for generation {wanted} and waits for its grant" if is_asking else ""
             if not is_asking:
@@ -112,16 +110,20 @@ def authority_holdups(bundle: TrustBundle, members: Statements, only: ClusterNam
     return tuple(holdups)
 
 
+def signs_as_asked(bundle: TrustBundle, cluster: ClusterName, said: TrustStatement | None) -> bool:
+    """Says whether a member signs with an authority of the generation that is wanted, below the first root."""
+    active, wanted = said.active if said else None, bundle.generations.get(cluster, 1)
+    return active is not None and active.generation >= wanted and active.root == root_fingerprints(bundle)[0]
+
+
 def due_requests(bundle: TrustBundle, members: Statements) -> tuple[JoinRequest, ...]:
     """Returns the requests of members that still sign with less than `bundle` asks of them, by name."""
-    first = root_fingerprints(bundle)[0]
     due = []
     for cluster, said in _of_the_mesh(bundle, members):
         if said is None or said.request is None or said.request.cluster.name != cluster:
             continue
-        wanted, active = bundle.generations.get(cluster, 1), said.active
-        is_behind = active is None or active.generation < wanted or active.root != first
-        if is_behind and said.request.generation >= wanted:
+        is_enough = said.request.generation >= bundle.generations.get(cluster, 1)
+        if is_enough and not signs_as_asked(bundle, cluster, said):
             due.append(said.request)
     return tuple(due)
 

@@ -73,6 +73,13 @@ class TrustStatement(msgspec.Struct, frozen=True, kw_only=True):
         return next((one for one in self.authorities if one.is_active), None)
 
 
+class HeardStatement(msgspec.Struct, frozen=True):
+    """What another member said of its trust, and when it was heard here (UTC, our clock)."""
+
+    statement: TrustStatement
+    heard: _Moment
+
+
 def encode_statement(statement: TrustStatement) -> bytes:
     """Prints a statement as JSON. Equal statements have equal bytes."""
     return msgspec.json.encode(statement, order="deterministic")

@@ -19,7 +19,6 @@ from deploy.cli.rotation_stages import (
     Standing,
     is_under_way,
     missed,
-    signs_as_asked,
 )
 from deploy.cli.survey import Mesh, Survey, reasons_of
 from deploy.failures import CommandFailed
@@ -35,6 +34,7 @@ from trust.rotation import (
     authority_holdups,
     due_requests,
     root_step,
+    signs_as_asked,
     trust_holdups,
 )
 from trust.spiffe import ClusterName

@@ -8,8 +8,8 @@ from types import MappingProxyType
 import msgspec
 
 from deploy.cli.survey import Silent
-from trust.bundle import TrustBundle, bundle_digest, root_fingerprints
-from trust.rotation import Holdup, Statements, authority_holdups
+from trust.bundle import TrustBundle, bundle_digest
+from trust.rotation import Holdup, Statements, authority_holdups, signs_as_asked
 from trust.spiffe import ClusterName
 from trust.statements import TrustStatement
 
@@ -109,10 +109,3 @@ def is_under_way(bundle: TrustBundle, cluster: ClusterName, said: TrustStatement
     if said is None:
         return bundle.generations.get(cluster, 1) > 1
     return not signs_as_asked(bundle, cluster, said) or len(said.authorities) > 1
-
-
-def signs_as_asked(bundle: TrustBundle, cluster: ClusterName, said: TrustStatement | None) -> bool:
-    """Says whether a member signs with an authority of the generation that is wanted, below the first root."""
-    active = said.active if said else None
-    wanted = bundle.generations.get(cluster, 1)
-    return active is not None and active.generation >= wanted and active.root == root_fingerprints(bundle)[0]

@@ -3,8 +3,8 @@
 from datetime import timedelta
 from enum import StrEnum
 
-from trust.bundle import root_fingerprints
 from trust.enrolment import Membership
+from trust.rotation import signs_as_asked
 from trust.statements import TrustStatement
 
 _LEAST_AFTER_SWITCH = timedelta(seconds=10)
@@ -26,10 +26,10 @@ def duty(
     `in_force_for` is how long the active authority has signed here; `is_own_renewed` says whether it has signed the
     control plane's own certificate.
     """
-    bundle, active = membership.bundle, statement.active
+    active = statement.active
     if active is None:
         return None
-    if active.generation < membership.wanted or active.root != root_fingerprints(bundle)[0]:
+    if not signs_as_asked(membership.bundle, statement.cluster, statement):
         least = max(membership.wanted, active.generation + 1)
         is_asking = membership.pending is not None and membership.pending.generation >= least
         return None if is_asking else Duty.RENEW

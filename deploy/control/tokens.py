@@ -184,20 +184,21 @@ class Tokens:
 
     async def ended(self, proof: Proof, node: str) -> AttestationRefused:
         """Waits until the token of a proof is revoked, has expired or is another node's, and returns which."""
+        reference = TokenId(proof.reference)
         while True:
             now = datetime.now(UTC)
-            known = self._known.get(proof.reference)
+            known = self._known.get(reference)
             if known is None:
                 return AttestationRefused("the join token was revoked", HINT, proof=str(proof))
             record = known.record
             try:
-                join_tokens.check(record, now=now, reference=proof.reference)
+                join_tokens.check(record, now=now, reference=reference)
             except AttestationRefused as error:
                 return error
             if record is None or not join_tokens.is_for(record, node):
                 return AttestationRefused("the join token is good for another proxy", HINT, proof=str(proof))
             left = record.expires - now if record.expires else _LONGEST_WAIT
-            await self._changed(proof.reference, min(left, _LONGEST_WAIT))
+            await self._changed(reference, min(left, _LONGEST_WAIT))
 
     async def _changed(self, reference: TokenId, limit: timedelta) -> None:
         """Waits until the record of a token changes, or for `limit`."""

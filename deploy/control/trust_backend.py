@@ -16,7 +16,7 @@ from federation.names import revocation_key
 from federation.peering.records import encode_revocation
 from federation.peering.replica import Replica
 from federation.peering.trust_records import heard_statements
-from federation.reports import PeerTrustReport, RevocationOrigin, RevocationReport, TrustReport
+from federation.reports import RevocationOrigin, RevocationReport, TrustReport
 from federation.store import MeshStore
 from federation.xds.ads import ProxyStatus
 from trust.audit import AuditEvent
@@ -74,7 +74,7 @@ class TrustBackend:
         return TrustReport(
             bundle=self._keeper.membership.bundle,
             own=self._keeper.statement(),
-            others=tuple(PeerTrustReport(one.statement, one.heard) for one in heard_statements(self._replica.records)),
+            others=heard_statements(self._replica.records),
             warnings=self.warnings(),
         )
 

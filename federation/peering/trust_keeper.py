@@ -3,11 +3,9 @@
 The keeper decides what is believed. Here only its shape stands, so that federation knows no data directory and no key.
 """
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from random import uniform
-from typing import Annotated, Protocol
-
-import msgspec
+from typing import Protocol
 
 from federation.model import MemberCluster
 from federation.peering.news import News
@@ -19,13 +17,6 @@ from trust.statements import TrustStatement
 
 _END = b"-----END CERTIFICATE-----"
 _SPREAD = timedelta(seconds=2)
-
-
-class HeardStatement(msgspec.Struct, frozen=True):
-    """What another member said of its trust, and when it was heard here (UTC, our clock)."""
-
-    statement: TrustStatement
-    heard: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class TrustKeeper(Protocol):

@@ -17,14 +17,13 @@ import msgspec
 from federation import names
 from federation.etcd import EtcdClient
 from federation.peering.exports import Malformed
-from federation.peering.trust_keeper import HeardStatement
 from federation.xds.resources import Resource, make_resource
 from trust.bundle import BundleRefused, TrustBundle, decode_bundle, encode_bundle
 from trust.joining import Grant, JoinRefused, decode_grant
 from trust.joining import encode as encode_message
 from trust.spiffe import ClusterName
 from trust.statements import LARGEST as LARGEST_STATEMENT
-from trust.statements import StatementRefused, TrustStatement, decode_statement, encode_statement
+from trust.statements import HeardStatement, StatementRefused, TrustStatement, decode_statement, encode_statement
 
 MOST_DOCUMENTS = 64
 """Of one member on one stream: each is a rotation's stage that somebody may have missed."""

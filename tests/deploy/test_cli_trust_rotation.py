@@ -14,6 +14,7 @@ from deploy.cli.survey import Survey
 from deploy.failures import CommandFailed
 from tests.support import virtual_time
 from tests.support.model_members import ModelMember, ModelMesh
+from tests.support.trust import is_anchored
 from trust.bundle import make_revocation
 from trust.custody import FileCustody
 from trust.root import Root
@@ -90,7 +91,7 @@ def all_follow(drive: Drive) -> bool:
     newest = drive.root.bundle
     return all(
         member.membership.bundle == newest
-        and member.membership.is_anchored
+        and is_anchored(member.membership)
         and member.statement().renewed == member.statement().trusting == len(member.proxies)
         for member in drive.members.values()
     )

@@ -12,7 +12,7 @@ from deploy.cli.survey import Silent, Survey, put_together
 from deploy.cli.trust_display import render_status
 from deploy.cli.trust_status import MeshTrust, standing_of
 from federation.model import Liveness
-from federation.reports import PeerTrustReport, TrustReport
+from federation.reports import TrustReport
 from tests.support.members import (
     ANNOUNCED,
     DOMAIN,
@@ -33,7 +33,7 @@ from trust.bundle import TrustBundle
 from trust.certificates import new_key
 from trust.joining import GatewayAddress, Introduction, make_join_request
 from trust.rotation import RootStage
-from trust.statements import TrustStatement, Waiting
+from trust.statements import HeardStatement, TrustStatement, Waiting
 
 MONTH = timedelta(days=30)
 
@@ -170,7 +170,7 @@ def test_a_revocation_of_one_member_alone_says_where_it_is_not_in_force() -> Non
 
 def test_a_member_itself_is_believed_before_others_and_of_others_the_newest() -> None:
     def report(own: TrustStatement, *others: TrustStatement) -> TrustReport:
-        return TrustReport(IDLE, own, tuple(PeerTrustReport(one, NOW) for one in others), ("old",))
+        return TrustReport(IDLE, own, tuple(HeardStatement(one, NOW) for one in others), ("old",))
 
     older, newer = (statement(SOUTH, IDLE, at=NOW + timedelta(seconds=n), proxies=n) for n in (1, 2))
     rumour = statement(WEST, IDLE, at=NOW + YEAR, proxies=9)

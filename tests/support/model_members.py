@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.cli.survey import Silent, Survey, put_together
-from federation.reports import PeerTrustReport, TrustReport
+from federation.reports import TrustReport
 from trust.bundle import TrustBundle, bundle_digest
 from trust.custody import FileCustody
 from trust.enrolment import Enrolment, Membership
@@ -18,7 +18,7 @@ from trust.joining import GatewayAddress, Grant, Introduction
 from trust.refusals import Refusal
 from trust.root import Root
 from trust.spiffe import ClusterName
-from trust.statements import TrustStatement, Waiting
+from trust.statements import HeardStatement, TrustStatement, Waiting
 
 
 @dataclass
@@ -159,6 +159,6 @@ class ModelMesh:
                 answers[member.name] = TrustReport(
                     member.membership.bundle,
                     member.statement(),
-                    tuple(PeerTrustReport(one, one.at) for one in others),
+                    tuple(HeardStatement(one, one.at) for one in others),
                 )
         return put_together(answers)

@@ -7,10 +7,10 @@ from pathlib import Path
 from cryptography import x509
 
 from trust.audit import AuditEvent
-from trust.bundle import TrustBundle, make_bundle
+from trust.bundle import TrustBundle, make_bundle, root_certificates
 from trust.certificates import make_intermediate, make_root, new_key, root_domain
 from trust.custody import FileCustody
-from trust.enrolment import Intermediate
+from trust.enrolment import Intermediate, Membership
 from trust.issuance import LEAF_LIFETIME, Issuer
 from trust.root import ROOT_LIFETIME, Root
 from trust.spiffe import ClusterName, MeshDomain
@@ -88,3 +88,8 @@ def bundle_of(*roots: x509.Certificate) -> TrustBundle:
         revoked=(),
         now=roots[0].not_valid_before_utc,
     )
+
+
+def is_anchored(membership: Membership) -> bool:
+    """Says whether a cluster believes the root of its own authority."""
+    return membership.active.root in root_certificates(membership.bundle)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.files import tree
 from tests.support.operators import Operator, about, refused
-from tests.support.trust import DOMAIN, EAST, WEST, init_root, make_issuer, open_root
+from tests.support.trust import DOMAIN, EAST, WEST, init_root, is_anchored, make_issuer, open_root
 from trust import joining
 from trust.certificates import describe
 from trust.enrolment import Enrolment
@@ -47,7 +47,7 @@ def test_a_cluster_joins_and_issues(root: Root, east: Operator) -> None:
     authority = joined.active
     assert joined.introductions == ()
     assert joined.documents == (joined.bundle,) == (root.bundle,)
-    assert joined.is_anchored
+    assert is_anchored(joined)
     assert (authority.cluster, authority.domain, authority.root) == (EAST, DOMAIN, root.certificate)
     assert make_issuer(authority).issue(control_identity(EAST), now=NOW).identity == control_identity(EAST)
     assert root.members() == (east.about,)
