@@ -14,6 +14,9 @@ from trust.refusals import Refusal
 from trust.spiffe import ClusterName
 
 MOST_WAITING = 20
+MOST_AUTHORITIES = 16
+MOST_REVOKED = 2000
+"""A thousand of the root and as many of the own admin. Who says more is not understood by anybody."""
 LARGEST = 64 * 1024
 """Bytes of one statement."""
 
@@ -56,12 +59,12 @@ class TrustStatement(msgspec.Struct, frozen=True, kw_only=True):
     cluster: ClusterName
     sequence: _Count
     bundle: _Word
-    authorities: Annotated[tuple[AuthorityState, ...], msgspec.Meta(max_length=16)]
+    authorities: Annotated[tuple[AuthorityState, ...], msgspec.Meta(max_length=MOST_AUTHORITIES)]
     proxies: _Count
     trusting: _Count
     renewed: _Count
     enforcing: _Count
-    revoked: Annotated[tuple[_Word, ...], msgspec.Meta(max_length=2000)] = ()
+    revoked: Annotated[tuple[_Word, ...], msgspec.Meta(max_length=MOST_REVOKED)] = ()
     enforced_since: _Moment | None = None
     waiting: Annotated[tuple[Waiting, ...], msgspec.Meta(max_length=MOST_WAITING)] = ()
     request: JoinRequest | None = None

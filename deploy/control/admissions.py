@@ -21,7 +21,7 @@ from trust.attestation import (
     TokenRole,
 )
 from trust.audit import AuditEvent, harmless
-from trust.spiffe import ClusterName, Identity, gateway_identity
+from trust.spiffe import ClusterName, Identity, gateway_identity, is_dns_name
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,8 @@ class Admissions:
 
     def _parse(self, node: ProxyNode) -> tuple[ClusterName, PodKey | str]:
         parsed = parse_node(node.id) if len(node.id) <= _LONGEST_NODE else None
-        if parsed is None:
+        # What it calls itself ends in etcd, in lists, and in what other clusters are told of it.
+        if parsed is None or not all(is_dns_name(part) for part in node.id.split("/")):
             raise Refused(f"{_short(node)!r} is no node id: <cluster>/<namespace>/<pod> or <cluster>/<gateway>")
         if parsed[0] != self._settings.name:
             raise Refused(f"{node.id} is a proxy of cluster {parsed[0]}, and this is {self._settings.name}")

@@ -10,7 +10,16 @@ from federation.proxy_trust import ProxyTrust, has_place
 from trust.bundle import Revocation, TrustBundle, bundle_digest, is_revoked, revoked_digest
 from trust.joining import JoinRequest
 from trust.spiffe import ClusterName, Identity, Namespace, ServiceAccount
-from trust.statements import LARGEST, MOST_WAITING, AuthorityState, TrustStatement, Waiting, encode_statement
+from trust.statements import (
+    LARGEST,
+    MOST_AUTHORITIES,
+    MOST_REVOKED,
+    MOST_WAITING,
+    AuthorityState,
+    TrustStatement,
+    Waiting,
+    encode_statement,
+)
 
 _LONGEST_WORD = 500  # characters; a statement takes 512
 
@@ -95,7 +104,9 @@ def _reason(record: ProxyTrust, *, is_here: bool) -> str:
 
 
 def _fitting(statement: TrustStatement) -> TrustStatement:
-    """Returns what fits into a statement: of very many revocations, the first."""
+    """Returns what fits into a statement: of very many revocations, the first, and of authorities the newest."""
+    authorities, revoked = statement.authorities[:MOST_AUTHORITIES], statement.revoked[:MOST_REVOKED]
+    statement = msgspec.structs.replace(statement, authorities=authorities, revoked=revoked)
     while len(encode_statement(statement)) > LARGEST and statement.revoked:
         statement = msgspec.structs.replace(statement, revoked=statement.revoked[: len(statement.revoked) // 2])
     return statement

@@ -110,6 +110,16 @@ async def test_a_token_admits_the_proxies_of_its_account_and_no_others(etcd: Etc
         assert east.events[-2].proof == f"join-token {token.id}"
 
 
+async def test_nobody_calls_himself_what_others_could_not_read(etcd: Etcd) -> None:
+    async with a_replica(etcd) as east:
+        gateway, sidecar = await east.token("gateway"), await east.token("cart", once=True)
+        for name in ("gw\x1b[2J", "gw\n", "Gateway", "g" * 64):
+            for called, token in ((f"east/{name}", gateway), (f"east/shop/{name}", sidecar)):
+                with pytest.raises(Refused, match="is no node id"):
+                    await east.admit(called, token)
+        await east.admit("east/shop/cart-1", sidecar)  # its one use was not spent
+
+
 async def test_a_gateway_says_where_it_listens(etcd: Etcd) -> None:
     async with a_replica(etcd) as east:
         token = await east.token("gateway")

@@ -155,3 +155,20 @@ def test_very_many_revocations_fit_into_a_statement() -> None:
     said = state(cart(1), revoked=many)
     assert decode_statement(encode_statement(said)) == said
     assert 0 < len(said.revoked) < 1000
+
+
+def test_others_understand_who_has_more_to_say_than_fits() -> None:
+    revoked = tuple(make_revocation(f"s/a{n}", at=NOW) for n in range(2500))
+    said = make_statement(
+        EAST,
+        BUNDLE,
+        authorities=(ACTIVE, *(msgspec.structs.replace(OLD, generation=n) for n in range(20))),
+        records={},
+        pods=PODS,
+        connected=frozenset(),
+        revoked=revoked,
+        request=None,
+        now=NOW,
+    )
+    assert decode_statement(encode_statement(said)) == said
+    assert said.active == ACTIVE
