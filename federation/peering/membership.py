@@ -8,7 +8,7 @@ from cryptography import x509
 from federation.model import MemberCluster
 from trust.bundle import Revocation
 from trust.certificates import CertificateRefused, load_certificate
-from trust.spiffe import ClusterName, MeshDomain
+from trust.spiffe import ClusterName, MeshDomain, control_identity
 from trust.verification import check_intermediate
 
 
@@ -35,8 +35,8 @@ REVOKED = "revoked"
 
 
 def why_revoked(revoked: Iterable[Revocation], cluster: ClusterName) -> str:
-    """Returns why a cluster as a whole may not be spoken with; empty when it is not revoked."""
+    """Returns why a cluster may not be spoken with; empty when neither it nor its control plane is revoked."""
     for one in revoked:
-        if one.cluster == cluster and not one.account:
+        if one.covers(control_identity(cluster)):
             return f"{REVOKED}: {one.reason}" if one.reason else REVOKED
     return ""

@@ -205,11 +205,14 @@ def test_nothing_is_said_of_a_chain_that_is_good_or_that_nobody_showed() -> None
     assert "west shows a certificate that expired" in explain(WEST, chain, roots, now=now + timedelta(days=30))
 
 
-def test_only_whole_clusters_are_not_spoken_with() -> None:
+def test_only_clusters_and_control_planes_are_not_spoken_with() -> None:
     now = datetime.now(UTC)
     revoked = [make_revocation(one, at=now) for one in ("shop/cart@west", "shop/cart", "south")]
     assert why_revoked(revoked, WEST) == ""
     assert why_revoked(revoked, SOUTH) == "revoked"
+    control = make_revocation("isthmus-system/control@west", at=now)
+    assert why_revoked([control], WEST) == "revoked"
+    assert why_revoked([control], SOUTH) == ""
 
 
 async def test_a_peer_that_cannot_be_reached_is_still_that(
