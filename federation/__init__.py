@@ -8,7 +8,8 @@
     model      the nouns P              names      every name that crosses a wire P
     snapshot   the picture P            store      the one place where it is swapped
     view       what one audience sees of it, by distance P
-    acknowledgements   what each proxy acknowledged of its trust, in etcd    proxy_trust   of one P
+    revoked    who is left when the revoked are taken away P
+    acknowledgements   what each proxy acknowledged of its trust, in etcd    proxy_trust   of one of them P
     reports    what is said about all this P    telemetry, admin    and how it is asked
 
 Nothing here knows what kinds of proxy there are: `sidecar` and `gateway` compile, this room delivers.

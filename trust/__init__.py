@@ -9,7 +9,13 @@ Whom the members believe, the root says in signed documents (`bundle`); by them 
      └─ intermediate of east: speaks for spiffe://east.<domain>/... and *.east.<domain> alone   (X.509 name constraints)
          └─ leaf: spiffe://east.<domain>/ns/shop/sa/cart, hours to live                        (SPIFFE X509-SVID)
 
-`spiffe` makes and parses the names, `certificates` the certificates (pure: time and lifetimes are arguments), `custody`
-keeps a CA key. Whatever is refused here is a `refusals.Refusal`: it says what is wrong and what to do next.
+    names        spiffe P - certificates P (made and read) - verification P (a chain, checked) - refusals P
+    the root     root - root_directory (what is on its disk) - ledger P (who was granted what) - bundle P (what it says)
+    a cluster    joining P (request and grant) - enrolment (its authorities, on disk) - issuance
+    rotation     rotation P (when it may go on) - statements P (what members say of their proxies)
+    keys         custody (in files) - pkcs11, pkcs11_uri P, token_session (in a token) - secret_custody (in Kubernetes)
+    proxies      attestation P (the door) - join_tokens P - token_review P (tokens of Kubernetes)
+    files        written whole or not at all                    audit P    who got, or was refused, an identity
+
 What a thief of each key could do, what holds then and what to do about it stands in THREATS.md beside this file.
 """

@@ -15,7 +15,7 @@ from deploy.cli.output import output_option, show
 from deploy.cli.progress import Progress, progress
 from deploy.cli.roots import open_root, passphrase_option, root_option
 from deploy.cli.rotation import Tools
-from deploy.cli.rotation_stages import RotationReport, Standing
+from deploy.cli.rotation_stages import RotationReport, Stage
 from deploy.cli.spans import Span
 from deploy.cli.survey import ReachedMesh
 from deploy.cli.targets import Targets, contexts_options
@@ -104,7 +104,7 @@ def _run(
             wait=wait,
             clock=lambda: datetime.now(UTC),
             tell=shown.say,
-            watch=lambda standing: _watch(shown, standing),
+            watch=lambda stage, holdups: _watch(shown, stage, holdups),
             force=(lambda breaks, holdups: _forced(shown, breaks, holdups, yes=yes)) if force else None,
         )
         try:
@@ -118,12 +118,12 @@ def _run(
         raise SystemExit(1)
 
 
-def _watch(shown: Progress, standing: Standing) -> None:
-    if not standing.holdups:
+def _watch(shown: Progress, stage: Stage, holdups: Sequence[Holdup]) -> None:
+    if not holdups:
         return
-    whom = [f"{one.cluster}: {one.reason}" for one in standing.holdups]
-    proxies = [f"{proxy.node} {proxy.reason}" for one in standing.holdups for proxy in one.proxies]
-    shown.wait_for(f"Waits {standing.stage.words}.", *whom, *proxies)
+    whom = [f"{one.cluster}: {one.reason}" for one in holdups]
+    proxies = [f"{proxy.node} {proxy.reason}" for one in holdups for proxy in one.proxies]
+    shown.wait_for(f"Waits {stage.words}.", *whom, *proxies)
 
 
 def _forced(shown: Progress, breaks: str, holdups: Sequence[Holdup], *, yes: bool) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 
 import msgspec
 
@@ -16,7 +17,6 @@ from deploy.cli.rotation_stages import (
     BREAKS,
     RotationReport,
     Stage,
-    Standing,
     is_under_way,
     missed,
 )
@@ -45,15 +45,18 @@ _REPEAT = 5.0  # seconds after which what was not taken is handed over again: it
 
 @dataclass
 class Tools:
-    """What a rotation is driven with. `wait` bounds each stage; `force`, when there is one, is asked once when it is
-    over: with what will break and who holds it up; True advances without proof."""
+    """What a rotation is driven with. `wait` bounds each stage, `watch` is shown who holds it up.
+
+    `force`, when there is one, is asked once when the time is over: with what will break and who holds it up; True
+    advances without proof.
+    """
 
     root: Root
     mesh: Mesh
     wait: timedelta
     clock: Callable[[], datetime]
     tell: Callable[[str], None]
-    watch: Callable[[Standing], None]
+    watch: Callable[[Stage, Sequence[Holdup]], None]
     force: Callable[[str, Sequence[Holdup]], bool] | None = None
 
 
@@ -107,7 +110,7 @@ class _Run:
             self._confirm()
             self._read_members()
             held = self.explained(holdups(tools.root.bundle, self.statements))
-            tools.watch(Standing(stage, tools.root.bundle.sequence, held, self.survey.silent))
+            tools.watch(stage, held)
             if not held:
                 return True
             if loop.time() >= deadline:
@@ -299,8 +302,6 @@ async def rotate_intermediate(tools: Tools, cluster: ClusterName) -> RotationRep
 
 def check_member(cluster: str, members: Collection[str]) -> None:
     """Raises CommandFailed, which names near matches, for a cluster that the root did not grant."""
-    from difflib import get_close_matches
-
     if cluster in members:
         return
     near = get_close_matches(cluster, members, n=1)

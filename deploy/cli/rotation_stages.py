@@ -1,7 +1,6 @@
 """What a rotation waits for, in words, and how it ended: what its driver decides with and reports. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -57,16 +56,6 @@ BREAKS: Mapping[Stage, str] = MappingProxyType(
     }
 )
 """What an advance without proof breaks, by the stage that is left. The others wait for what nobody can skip."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What is shown while a rotation waits."""
-
-    stage: Stage
-    sequence: int
-    holdups: tuple[Holdup, ...]
-    silent: tuple[Silent, ...]
 
 
 class RotationReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

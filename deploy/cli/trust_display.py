@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from deploy.cli.output import ago, table
 from deploy.cli.survey import Silent
-from deploy.cli.trust_status import MemberStanding, MeshTrust
+from deploy.cli.trust_status import AuthoritySlot, MemberStanding, MeshTrust
 from federation.model import Liveness
 from trust.rotation import Holdup
 
@@ -37,7 +37,9 @@ def render_status(found: MeshTrust, now: datetime) -> list[RenderableType]:
             f"{one.root} {one.root_fingerprint[:_KEY]}",
             f"{one.not_after:%Y-%m-%d}",
             _left(one.days_left),
-            f"{proxies[one.cluster].renewed}/{proxies[one.cluster].proxies}" if one.slot == "active" else "-",
+            f"{proxies[one.cluster].renewed}/{proxies[one.cluster].proxies}"
+            if one.slot is AuthoritySlot.ACTIVE
+            else "-",
         )
         for one in found.authorities
     ]

@@ -5,6 +5,7 @@ Made from what one control plane knows of all members, and from the root directo
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from enum import StrEnum
 from itertools import combinations
 
 import msgspec
@@ -24,13 +25,28 @@ STANDS_STILL = timedelta(minutes=10)
 _DAY = 86_400  # seconds
 
 
+class RootSlot(StrEnum):
+    """What a root that is trusted is for."""
+
+    SIGNING = "signing"
+    NEXT = "next"
+    RETIRING = "retiring"
+
+
+class AuthoritySlot(StrEnum):
+    """What an authority of a member is for."""
+
+    ACTIVE = "active"
+    OLD = "old"
+
+
 class RootStanding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A root. `slot` is "signing", "next" or "retiring"; `fingerprint` is the hex SHA-256 of its key.
+    """A root. `fingerprint` is the hex SHA-256 of its key.
 
     A member trusts it as a whole: how many of its proxies do stands with the member.
     """
 
-    slot: str
+    slot: RootSlot
     fingerprint: str
     not_after: datetime
     days_left: float
@@ -39,7 +55,7 @@ class RootStanding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class AuthorityStanding(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """An authority of a member. `slot` is "active" or "old"; `fingerprint` is the hex SHA-256 of its key.
+    """An authority of a member. `fingerprint` is the hex SHA-256 of its key.
 
     `root` is the slot of the root above it, and `root_fingerprint` that one's key: "retired" when the mesh trusts it no
     longer, "newer" when the member follows a document that is not known here.
@@ -47,7 +63,7 @@ class AuthorityStanding(msgspec.Struct, frozen=True, kw_only=True, rename="camel
 
     cluster: ClusterName
     generation: int
-    slot: str
+    slot: AuthoritySlot
     fingerprint: str
     root: str
     root_fingerprint: str
@@ -140,22 +156,22 @@ def standing_of(
     )
 
 
-def _slots(bundle: TrustBundle, stage: RootStage | None) -> tuple[str, ...]:
+def _slots(bundle: TrustBundle, stage: RootStage | None) -> tuple[RootSlot, ...]:
     """Returns what each root of the bundle is for. Without the root directory, the younger one is the next."""
     if len(bundle.roots) == 1:
-        return ("signing",)
+        return (RootSlot.SIGNING,)
     first, second = root_certificates(bundle)
     is_announced = first.not_valid_before_utc <= second.not_valid_before_utc
     if stage is not None:
         is_announced = stage is RootStage.ANNOUNCED
-    return ("signing", "next" if is_announced else "retiring")
+    return (RootSlot.SIGNING, RootSlot.NEXT if is_announced else RootSlot.RETIRING)
 
 
 def _stage(bundle: TrustBundle, stage: RootStage | None, *, is_settled: bool) -> RootStage:
     if stage is not None:
         return stage
     match _slots(bundle, None):
-        case (_, "next"):
+        case (_, RootSlot.NEXT):
             return RootStage.ANNOUNCED
         case (_, _):
             return RootStage.SIGNING
@@ -166,7 +182,7 @@ def _stage(bundle: TrustBundle, stage: RootStage | None, *, is_settled: bool) ->
 
 def _roots(
     bundle: TrustBundle,
-    slots: Sequence[str],
+    slots: Sequence[RootSlot],
     said: Statements,
     documents: Collection[TrustBundle],
     now: datetime,
@@ -211,14 +227,14 @@ def _trusted_pems(documents: Collection[TrustBundle]) -> Mapping[str, frozenset[
 
 
 def _authorities(
-    bundle: TrustBundle, slots: Sequence[str], said: Statements, now: datetime
+    bundle: TrustBundle, slots: Sequence[RootSlot], said: Statements, now: datetime
 ) -> tuple[AuthorityStanding, ...]:
     above = dict(zip(root_fingerprints(bundle), slots, strict=True))
     return tuple(
         AuthorityStanding(
             cluster=name,
             generation=one.generation,
-            slot="active" if one.is_active else "old",
+            slot=AuthoritySlot.ACTIVE if one.is_active else AuthoritySlot.OLD,
             fingerprint=one.fingerprint,
             # A member signs below what it follows: a root that is not in the newest document has been in an older one.
             root=above.get(one.root, "newer" if statement and statement.sequence > bundle.sequence else "retired"),
@@ -284,7 +300,7 @@ def _enforces(said: TrustStatement | None, subject: str) -> bool:
 def _warnings(
     bundle: TrustBundle,
     stage: RootStage,
-    slots: Sequence[str],
+    slots: Sequence[RootSlot],
     said: Statements,
     holdups: Sequence[Holdup],
     survey: Survey,
@@ -297,7 +313,7 @@ def _warnings(
     rotate_root = "isthmus trust rotate root --root DIR"
     for slot, certificate in zip(slots, root_certificates(bundle), strict=True):
         end = certificate.not_valid_after_utc
-        if slot != "retiring" and end - now <= warn_before and not _is_said("the root", end, survey):
+        if slot is not RootSlot.RETIRING and end - now <= warn_before and not _is_said("the root", end, survey):
             warnings.append(f"the {slot} root {_ends(end, now)}: {rotate_root}")
     for name, one in said.items():
         active = one.active if one else None

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,15 +11,17 @@ import pytest
 
 from deploy.cli.copies import check_newest
 from deploy.cli.rotation import Tools, rotate_root
-from deploy.cli.rotation_stages import RotationReport, Stage, Standing
+from deploy.cli.rotation_stages import RotationReport, Stage
 from deploy.cli.survey import Silent, put_together
 from deploy.failures import CommandFailed
 from federation.reports import TrustReport
 from tests.support import virtual_time
 from tests.support.model_members import ModelMember, ModelMesh
+from tests.support.trust import is_anchored
 from trust.bundle import make_revocation
 from trust.custody import FileCustody
 from trust.root import Root
+from trust.rotation import Holdup
 from trust.spiffe import ClusterName, MeshDomain
 from trust.statements import TrustStatement
 
@@ -54,7 +56,10 @@ def mesh(tmp_path: Path, root: Root) -> ModelMesh:
     return ModelMesh([*honest, Liar.join(tmp_path, WEST, root)])
 
 
-def rotate(root: Root, mesh: ModelMesh, watch: Callable[[Standing], None] = lambda _: None) -> RotationReport:
+Watch = Callable[[Stage, Sequence[Holdup]], None]
+
+
+def rotate(root: Root, mesh: ModelMesh, watch: Watch = lambda _stage, _holdups: None) -> RotationReport:
     wait = timedelta(seconds=8)
     tools = Tools(root=root, mesh=mesh, wait=wait, clock=lambda: datetime.now(UTC), tell=lambda _: None, watch=watch)
     return virtual_time.run(rotate_root(tools))
@@ -119,11 +124,11 @@ def test_who_joins_while_a_rotation_runs_is_not_left_behind(
     north = ClusterName("north")
     joined: list[ModelMember] = []
 
-    def watch(standing: Standing) -> None:
-        if standing.stage is stage and not joined:
+    def watch(waits: Stage, _holdups: Sequence[Holdup]) -> None:
+        if waits is stage and not joined:
             joined.append(ModelMember.join(tmp_path, north, open_root(tmp_path / "root")))
             mesh.members = [*mesh.members, *joined]
 
     report = rotate(root, mesh, watch)
     assert report.is_done
-    assert joined[0].membership.is_anchored, "its authority is below a root that nobody trusts any more"
+    assert is_anchored(joined[0].membership), "its authority is below a root that nobody trusts any more"

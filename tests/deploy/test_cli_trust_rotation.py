@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from deploy.cli.rotation import Tools, rotate_intermediate, rotate_root
-from deploy.cli.rotation_stages import RotationReport, Stage, Standing
+from deploy.cli.rotation_stages import RotationReport, Stage
 from deploy.cli.survey import Survey
 from deploy.failures import CommandFailed
 from tests.support import virtual_time
@@ -37,7 +37,7 @@ class Drive:
     members: dict[ClusterName, ModelMember]
     mesh: ModelMesh
     lines: list[str] = field(default_factory=list)
-    standings: list[Standing] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
 
     @property
     def root(self) -> Root:
@@ -57,7 +57,7 @@ class Drive:
             wait=WAIT,
             clock=lambda: datetime.now(UTC),
             tell=tell or self.lines.append,
-            watch=self.standings.append,
+            watch=lambda stage, _: self.stages.append(stage),
             force=force,
         )
 
@@ -119,7 +119,7 @@ def test_every_step_is_told_and_every_stage_that_waits_is_shown(drive: Drive) ->
     ]
     assert "Granted west its authority of generation 2." in drive.lines
     assert drive.lines[-1] == "The key of the old root is destroyed."
-    stages = list(dict.fromkeys(standing.stage for standing in drive.standings))
+    stages = list(dict.fromkeys(drive.stages))
     assert stages == [Stage.ANNOUNCED, Stage.SIGNING, Stage.RETIRING]
 
 
@@ -298,7 +298,7 @@ def test_an_intermediate_is_rotated_and_no_other(drive: Drive) -> None:
     report = drive.rotate(WEST)
     assert (report.is_done, report.granted) == (True, (WEST,))
     assert {name: member.keys for name, member in drive.members.items()} == {EAST: {1}, SOUTH: {1}, WEST: {2}}
-    stages = list(dict.fromkeys(standing.stage for standing in drive.standings))
+    stages = list(dict.fromkeys(drive.stages))
     assert stages == [Stage.TRUSTING, Stage.ASKED, Stage.RENEWING, Stage.OUTLIVING]
     assert drive.rotate(WEST).is_done
     assert drive.members[WEST].keys == {3}, "the command begins a new rotation when the last is over"
