@@ -119,14 +119,20 @@ class Acknowledgements:
 
     async def _write_all(self) -> None:
         await self._is_listed.wait()  # before, nobody knows what would be overwritten
+        is_failing = False
         while True:
             seen = self._due_news.count
             try:
                 await self._write()
             except (EtcdUnavailable, EtcdRefused) as error:
-                log.warning("what proxies acknowledged is not written", extra={"reason": str(error)})
+                if not is_failing:
+                    log.warning("what proxies acknowledged is not written", extra={"reason": str(error)})
+                is_failing = True
                 await asyncio.sleep(_RETRY.total_seconds())
                 continue
+            if is_failing:
+                log.info("what proxies acknowledged is written again")
+            is_failing = False
             await asyncio.sleep(_WRITE_EVERY.total_seconds())
             if not self._due:
                 await self._due_news.wait_newer(seen)

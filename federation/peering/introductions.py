@@ -34,14 +34,18 @@ class Introductions:
 
     async def run(self) -> None:
         """Writes what was noted into etcd, for ever. Any replica may: it is the member's own word, whoever hears it."""
+        is_failing = False
         while True:
             seen = self._news.count
             try:
                 await self._write()
             except (EtcdUnavailable, EtcdRefused) as error:
-                log.warning("introduction not written", extra={"reason": str(error)})
+                if not is_failing:
+                    log.warning("introduction not written", extra={"reason": str(error)})
+                is_failing = True
                 await asyncio.sleep(_RETRY.total_seconds())
                 continue
+            is_failing = False
             await self._news.wait_newer(seen)
 
     async def _write(self) -> None:

@@ -102,7 +102,7 @@ async def serve_stream(
         reading = group.create_task(carrier.read())
         following = group.create_task(carrier.follow(feed))
         writing = group.create_task(carrier.write())
-        await asyncio.wait((reading, following), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((reading, following, writing), return_when=asyncio.FIRST_COMPLETED)
         for task in (reading, following, writing):
             task.cancel()
 
@@ -165,8 +165,11 @@ class _Carrier:
     async def write(self) -> None:
         while True:
             self._news.clear()
-            for push in self._stream.due():
-                await self._send(push)
+            try:
+                for push in self._stream.due():
+                    await self._send(push)
+            except grpc.aio.InternalError:
+                return  # the stream ended under a write: grpc does not always say so by a cancellation
             try:
                 async with asyncio.timeout_at(self._deadline()):
                     await self._news.wait()
