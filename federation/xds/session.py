@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from federation.model import ProxyScope
+from federation.model import ProxyRole, ProxyScope
 from federation.names import TRUST_BUNDLE_SECRET, WORKLOAD_SECRET
 from federation.proxy_trust import ProxyTrust
 from federation.xds.protocol import Acked, DeltaStream, Ignored, Order, Push, Rejected, Reply, Subscribed
@@ -17,7 +17,7 @@ from trust.spiffe import Identity
 log = logging.getLogger(__name__)
 
 _ENFORCING = frozenset({TypeUrl.CLUSTER, TypeUrl.ENDPOINTS, TypeUrl.LISTENER, TypeUrl.EXTENSION})
-"""The types by which somebody revoked is kept out."""
+"""The types by which somebody revoked is kept out; at a gateway, by its routes too (`gateway.eastwest`)."""
 
 
 class ProxyNode(msgspec.Struct, frozen=True):
@@ -216,7 +216,7 @@ class Session:
         elif WORKLOAD_SECRET not in self._secrets:
             following = msgspec.structs.replace(following, authority="")
         is_news = following.revoked != mark.revoked or following.revoked_at is None
-        if is_news and _ENFORCING.isdisjoint(self._open_types()):
+        if is_news and self._enforcing.isdisjoint(self._open_types()):
             following = msgspec.structs.replace(following, revoked=mark.revoked, revoked_at=now)
         self._tell_trust(following)
 
@@ -224,6 +224,10 @@ class Session:
         before, self._trust = self._trust, following
         if msgspec.structs.replace(before, at=following.at) != following:
             self._on_trust(following)
+
+    @property
+    def _enforcing(self) -> frozenset[TypeUrl]:
+        return _ENFORCING | {TypeUrl.ROUTES} if self.scope.audience.role is ProxyRole.GATEWAY else _ENFORCING
 
     @property
     def _secrets(self) -> Mapping[str, str]:
@@ -244,12 +248,12 @@ class Session:
         refused = [
             one
             for (type_url, _), one in sorted(self.stream.rejections.items())
-            if type_url is TypeUrl.SECRET or type_url in _ENFORCING
+            if type_url is TypeUrl.SECRET or type_url in self._enforcing
         ]
         if refused:
             kind = refused[0].type_url.rpartition(".")[2]
             return f"rejected {kind} {refused[0].name}: {refused[0].message}"
-        stalled = [one for one in self.stream.stalled if one is TypeUrl.SECRET or one in _ENFORCING]
+        stalled = [one for one in self.stream.stalled if one is TypeUrl.SECRET or one in self._enforcing]
         if stalled:
             since = self._stalled_since.get(stalled[0], self.connected_since)
             return f"has not answered about {stalled[0].rpartition('.')[2]} since {since:%Y-%m-%d %H:%M:%S} UTC"

@@ -166,3 +166,29 @@ async def test_a_proxy_that_uses_no_secrets_has_nothing_to_take(world: World) ->
     async with world.serve(), world.envoy() as envoy:
         await envoy.wait_live()
         await marked(world, "1", "a")
+
+
+@pytest.mark.parametrize(("node", "denies_by_routes"), [("east/gateway-1", True), (NODE, False)])
+async def test_a_gateway_that_refuses_its_routes_does_not_count_as_enforcing(
+    world: World, node: str, denies_by_routes: bool
+) -> None:
+    async with app(world.address, 8080, "app") as place:
+        good = {
+            TypeUrl.CLUSTER: by_name(upstream("a")),
+            TypeUrl.ENDPOINTS: by_name(endpoints("a", place)),
+            TypeUrl.ROUTES: by_name(routes("a")),
+            TypeUrl.LISTENER: by_name(listener(world.address)),
+        }
+        world.show(good)
+        async with world.serve(), world.envoy(node) as envoy:
+            await envoy.wait_live()
+            await marked(world, "", "")
+            world.show({**good, TypeUrl.ROUTES: by_name(routes("a", "a"))})
+            revocation = revoke(world, "west")
+            await eventually(lambda: bool(world.proxy().types) and any(one.rejected for one in world.proxy().types))
+            await world.settled()
+            digest = revoked_digest([revocation])
+            assert (world.noted[node].revoked == digest) is not denies_by_routes
+            assert ("rejected RouteConfiguration" in world.noted[node].problem) is denies_by_routes
+            world.show(good)
+            await marked(world, "", "", digest)

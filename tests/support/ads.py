@@ -212,7 +212,11 @@ class World:
 
     def scope(self, snapshot: Snapshot, node: ProxyNode, identity: Identity) -> ProxyScope | None:
         audience = Audience(
-            ProxyRole.SIDECAR, identity.cluster, NetworkName("n"), Locality(), namespace=identity.namespace
+            ProxyRole.SIDECAR if node.id.count("/") == 2 else ProxyRole.GATEWAY,
+            identity.cluster,
+            NetworkName("n"),
+            Locality(),
+            namespace=identity.namespace,
         )
         return ProxyScope(audience, identity, self.address) if node.id.startswith("east/") else None
 
