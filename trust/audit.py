@@ -8,25 +8,27 @@ import itertools
 import re
 from collections.abc import Hashable
 from datetime import datetime, timedelta
-from typing import Literal
+from enum import StrEnum
 
 import msgspec
 
-AuditKind = Literal[
-    "issued",  # a certificate was made
-    "refused",  # somebody did not get a stream, a certificate or an answer
-    "token-created",
-    "token-claimed",
-    "token-revoked",
-    "token-removed",  # some time after it expired
-    "joined",  # the first grant was taken: this cluster is a member
-    "granted",  # a grant for a new authority was taken
-    "rotated",  # another authority signs now, or an old key was destroyed
-    "bundle-taken",
-    "revoked",
-    "restored",
-]
-"""What happened."""
+
+class AuditKind(StrEnum):
+    """What happened."""
+
+    ISSUED = "issued"  # a certificate was made
+    REFUSED = "refused"  # somebody did not get a stream, a certificate or an answer
+    TOKEN_CREATED = "token-created"  # noqa: S105 - no password
+    TOKEN_CLAIMED = "token-claimed"  # noqa: S105 - no password
+    TOKEN_REVOKED = "token-revoked"  # noqa: S105 - no password
+    TOKEN_REMOVED = "token-removed"  # noqa: S105 - no password; some time after it expired
+    JOINED = "joined"  # the first grant was taken: this cluster is a member
+    GRANTED = "granted"  # a grant for a new authority was taken
+    ROTATED = "rotated"  # another authority signs now, or an old key was destroyed
+    BUNDLE_TAKEN = "bundle-taken"
+    REVOKED = "revoked"
+    RESTORED = "restored"
+
 
 _LONGEST_TEXT = 400  # characters of one field: who asks chooses some of them
 _SECRETS = (  # in this order: one may begin with letters that another would take for its end

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import msgspec
 from cryptography import x509
 
-from trust.audit import AuditEvent
+from trust.audit import AuditEvent, AuditKind
 from trust.bundle import TrustBundle, bundle_pem
 from trust.certificates import CertificateRefused, certificate_pem, key_pem, make_leaf, new_key
 from trust.custody import CustodyRefused
@@ -134,12 +134,12 @@ class Issuer:
         """
         subject = spiffe_id(identity, self.domain)
         event = AuditEvent(
-            kind="issued", at=now, subject=subject, asked_by=asked_by, proof=proof, authority=self._authority
+            kind=AuditKind.ISSUED, at=now, subject=subject, asked_by=asked_by, proof=proof, authority=self._authority
         )
         try:
             leaf, svid = self._make(identity, extra_dns, now=now)
         except IssuanceRefused as error:
-            self._on_event(msgspec.structs.replace(event, kind="refused", reason=error.message))
+            self._on_event(msgspec.structs.replace(event, kind=AuditKind.REFUSED, reason=error.message))
             raise
         self._on_event(msgspec.structs.replace(event, serial=f"{leaf.serial_number:x}", expires=svid.not_after))
         return svid

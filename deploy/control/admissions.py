@@ -20,7 +20,7 @@ from trust.attestation import (
     Proof,
     TokenRole,
 )
-from trust.audit import AuditEvent, harmless
+from trust.audit import AuditEvent, AuditKind, harmless
 from trust.spiffe import ClusterName, Identity, gateway_identity, is_dns_name
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,12 @@ class Admissions:
         asked_by = f"{name} ({node.peer})"
         self._on_event(
             AuditEvent(
-                kind="refused", at=datetime.now(UTC), subject=name, asked_by=asked_by, proof=proof, reason=reason
+                kind=AuditKind.REFUSED,
+                at=datetime.now(UTC),
+                subject=name,
+                asked_by=asked_by,
+                proof=proof,
+                reason=reason,
             )
         )
         if self._refused.get(name) != reason:

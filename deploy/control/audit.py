@@ -14,7 +14,7 @@ from typing import Self
 from urllib.parse import quote
 
 from trust import files
-from trust.audit import AuditEvent, RefusalLimit, encode
+from trust.audit import AuditEvent, AuditKind, RefusalLimit, encode
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Trail:
     def note(self, event: AuditEvent) -> None:
         """Writes an event; of refusals that repeat, only how many there were."""
         with self._lock:
-            self._write(self._limit.take(event) if event.kind == "refused" else (event,))
+            self._write(self._limit.take(event) if event.kind is AuditKind.REFUSED else (event,))
 
     async def run(self) -> None:
         """Writes, for ever, how often refusals were repeated."""

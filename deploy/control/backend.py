@@ -27,7 +27,7 @@ from federation.reports import (
 from federation.store import MeshStore
 from federation.telemetry import Gauges, Telemetry
 from federation.xds.ads import ProxyStatus
-from trust.audit import AuditEvent
+from trust.audit import AuditEvent, AuditKind
 from trust.joining import Grant, Introduction, JoinRequest
 
 
@@ -148,7 +148,7 @@ class Backend:
         if self.parts is None:
             await self._joining.accept(grant)
             subject, said = f"cluster {grant.cluster}", f"a member of {grant.domain}"
-            self._on_event(AuditEvent(kind="joined", at=datetime.now(UTC), subject=subject, reason=said))
+            self._on_event(AuditEvent(kind=AuditKind.JOINED, at=datetime.now(UTC), subject=subject, reason=said))
         else:
             await self.parts.trust_backend.accept(grant)
 

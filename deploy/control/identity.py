@@ -17,7 +17,7 @@ import msgspec
 from federation.model import PodKey, ProxyScope
 from federation.xds.ads import Issued
 from federation.xds.secrets import secret_resources
-from trust.audit import AuditEvent
+from trust.audit import AuditEvent, AuditKind
 from trust.bundle import Revocation, bundle_digest, is_revoked
 from trust.issuance import IssuanceRefused, Issuer, X509Svid
 from trust.spiffe import Identity, spiffe_id
@@ -176,7 +176,9 @@ class ProxySecrets:
             self._held.pop(holder, None)
             subject = spiffe_id(scope.identity, self._issuer.domain)
             self._on_event(
-                AuditEvent(kind="refused", at=now, subject=subject, asked_by=asked_by, proof=proof, reason=REVOKED)
+                AuditEvent(
+                    kind=AuditKind.REFUSED, at=now, subject=subject, asked_by=asked_by, proof=proof, reason=REVOKED
+                )
             )
             return _nothing(now)
         known = self._held.get(holder)

@@ -186,7 +186,7 @@ class Keeper:
         before = self._membership.active.generation
         await self._change(accepted)
         if self._membership.active.generation != before:
-            self._audit("granted", reason=f"the grant for generation {grant.generation}")
+            self._audit(AuditKind.GRANTED, reason=f"the grant for generation {grant.generation}")
 
     async def wait_certified(self) -> None:
         """Returns once this control plane has a certificate: with an authority that expired, when it has a new one."""
@@ -219,7 +219,9 @@ class Keeper:
                     problem = await _refusal(self._change(self._retirement))
                     self._say(problem, before, "the old authority is retired", "the old authority cannot be retired")
                     if not problem:
-                        self._audit("rotated", reason="the keys of older authorities were destroyed: nobody needs them")
+                        self._audit(
+                            AuditKind.ROTATED, reason="the keys of older authorities were destroyed: nobody needs them"
+                        )
                 case None:
                     problem = ""
             await asyncio.sleep(_LOOK.total_seconds())
@@ -302,10 +304,10 @@ class Keeper:
             log.info(
                 "trust bundle in force", extra={"sequence": found.bundle.sequence, "roots": len(found.bundle.roots)}
             )
-            self._audit("bundle-taken", subject=f"trust bundle {found.bundle.sequence}", reason=said)
+            self._audit(AuditKind.BUNDLE_TAKEN, subject=f"trust bundle {found.bundle.sequence}", reason=said)
         if found.active.generation != before.active.generation:
             log.info("another authority signs", extra={"generation": found.active.generation})
-            self._audit("rotated", reason=f"generation {found.active.generation} signs")
+            self._audit(AuditKind.ROTATED, reason=f"generation {found.active.generation} signs")
 
     def _audit(self, kind: AuditKind, *, subject: str = "", reason: str) -> None:
         self._on_event(

@@ -42,7 +42,7 @@ from federation.telemetry import Telemetry
 from federation.xds.ads import AdsServer, ProxyStatus
 from federation.xds.server import SERVER_OPTIONS
 from trust.attestation import Door
-from trust.audit import AuditEvent
+from trust.audit import AuditEvent, AuditKind
 from trust.enrolment import Enrolment, Membership
 from trust.refusals import Refusal
 
@@ -236,9 +236,9 @@ class Member:
         """Writes an event into the audit trail and counts it. Safe in any thread."""
         self._trail.note(event)
         match event.kind:
-            case "issued":
+            case AuditKind.ISSUED:
                 self._telemetry.issued(issued_to(event.subject))
-            case "refused":
+            case AuditKind.REFUSED:
                 self._telemetry.issuance_refused(refused_because(event))
             case _:
                 pass

@@ -84,7 +84,7 @@ class Tokens:
                         )
                     except EtcdError:
                         break  # in an hour again
-                    self._tell("token-removed", known, reason="it expired more than a day ago")
+                    self._tell(AuditKind.TOKEN_REMOVED, known, reason="it expired more than a day ago")
             await asyncio.sleep(_TIDY_EVERY.total_seconds())
 
     # What the admin API asks
@@ -108,7 +108,7 @@ class Tokens:
             raise _etcd_away("take the token", error) from error
         known = _Known(digest, record, revision)
         self._remember(known)
-        self._tell("token-created", known, asked_by=asked_by, expires=record.expires)
+        self._tell(AuditKind.TOKEN_CREATED, known, asked_by=asked_by, expires=record.expires)
         return TokenReport(
             token,
             order.namespace,
@@ -142,7 +142,7 @@ class Tokens:
             raise AdminRefused(f"there is no token {token}", "`isthmus token list` shows the ids", status=404)
         known = _Known.of(listing.items[0])
         self._forget(token)
-        self._tell("token-revoked", known, asked_by=asked_by)
+        self._tell(AuditKind.TOKEN_REVOKED, known, asked_by=asked_by)
         return _report(known, datetime.now(UTC))
 
     # What the door asks (trust.attestation.Attestor)
@@ -178,7 +178,7 @@ class Tokens:
                 return  # when it was last used is worth no refusal
             if is_written:
                 if is_new_claim:
-                    self._tell("token-claimed", known, asked_by=node)
+                    self._tell(AuditKind.TOKEN_CLAIMED, known, asked_by=node)
                 return
         raise AttestationUnavailable("the record of the join token changes all the time", "try again")
 

@@ -19,7 +19,7 @@ from federation.peering.trust_records import heard_statements
 from federation.reports import RevocationOrigin, RevocationReport, TrustReport
 from federation.store import MeshStore
 from federation.xds.ads import ProxyStatus
-from trust.audit import AuditEvent
+from trust.audit import AuditEvent, AuditKind
 from trust.bundle import Revocation, catch_up, make_revocation, parse_subject, root_certificates
 from trust.joining import Grant, JoinRefused, check_signature
 
@@ -136,7 +136,9 @@ class TrustBackend:
             await self._etcd.put(revocation_key(made.subject), encode_revocation(made))
         except EtcdError as error:
             raise _etcd_away("take the revocation", error) from error
-        self._audit(AuditEvent(kind="revoked", at=now, subject=made.subject, asked_by=asked_by, reason=made.reason))
+        self._audit(
+            AuditEvent(kind=AuditKind.REVOKED, at=now, subject=made.subject, asked_by=asked_by, reason=made.reason)
+        )
         return self._revocation_report(made)
 
     async def restore(self, subject: str, *, asked_by: str) -> tuple[RevocationReport, ...]:
@@ -155,7 +157,7 @@ class TrustBackend:
         except EtcdError as error:
             raise _etcd_away("undo the revocation", error) from error
         if is_here:
-            self._audit(AuditEvent(kind="restored", at=datetime.now(UTC), subject=subject, asked_by=asked_by))
+            self._audit(AuditEvent(kind=AuditKind.RESTORED, at=datetime.now(UTC), subject=subject, asked_by=asked_by))
         return tuple(one for one in self.revocations() if one.subject != subject or one.origin is RevocationOrigin.ROOT)
 
     def _revocation_report(self, one: Revocation) -> RevocationReport:

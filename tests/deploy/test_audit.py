@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.control.audit import Trail
-from trust.audit import AuditEvent, RefusalLimit, encode, harmless
+from trust.audit import AuditEvent, AuditKind, RefusalLimit, encode, harmless
 from trust.certificates import key_pem, new_key
 from trust.files import FileRefused
 from trust.join_tokens import new_token
@@ -24,11 +24,13 @@ SECOND = timedelta(seconds=1)
 def refusal(
     reason: str = "unknown", *, proof: str = "", asked_by: str = "east/shop/cart-1", at: datetime = NOW
 ) -> AuditEvent:
-    return AuditEvent(kind="refused", at=at, subject="shop/cart", asked_by=asked_by, proof=proof, reason=reason)
+    return AuditEvent(kind=AuditKind.REFUSED, at=at, subject="shop/cart", asked_by=asked_by, proof=proof, reason=reason)
 
 
 def issued(serial: str) -> AuditEvent:
-    return AuditEvent(kind="issued", at=NOW, subject="shop/cart", serial=serial, expires=NOW + timedelta(days=1))
+    return AuditEvent(
+        kind=AuditKind.ISSUED, at=NOW, subject="shop/cart", serial=serial, expires=NOW + timedelta(days=1)
+    )
 
 
 @pytest.fixture
@@ -51,12 +53,12 @@ texts = st.text() | st.sampled_from(
 def test_an_event_is_one_line_whatever_somebody_calls_himself(
     subject: str, asked_by: str, proof: str, reason: str
 ) -> None:
-    event = AuditEvent(kind="refused", at=NOW, subject=subject, asked_by=asked_by, proof=proof, reason=reason)
+    event = AuditEvent(kind=AuditKind.REFUSED, at=NOW, subject=subject, asked_by=asked_by, proof=proof, reason=reason)
     line = encode(event)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     assert len(line) < 6 * 4 * 500
-    assert msgspec.json.decode(line, type=AuditEvent).kind == "refused"
+    assert msgspec.json.decode(line, type=AuditEvent).kind is AuditKind.REFUSED
 
 
 @settings(max_examples=50)
@@ -66,7 +68,7 @@ def test_no_secret_reaches_the_trail(before: str, after: str) -> None:
     jwt = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJjYXJ0In0.c2lnbmF0dXJlLXdoaWNoLWlzLWxvbmc"
     request = "-----BEGIN CERTIFICATE REQUEST-----\nMIIBszCCAVoCAQAwADBZMBMGByqGSM49AgEGCCqGSM49AwEH"
     for secret in (token, key, jwt, request):
-        line = encode(AuditEvent(kind="issued", at=NOW, subject=before + secret, reason=f"{secret} {after}"))
+        line = encode(AuditEvent(kind=AuditKind.ISSUED, at=NOW, subject=before + secret, reason=f"{secret} {after}"))
         assert token not in line.decode()
         assert "eyJzdWIi" not in line.decode()
         assert "MIIB" not in line.decode()

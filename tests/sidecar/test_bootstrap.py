@@ -47,7 +47,7 @@ async def test_a_new_root_reaches_an_envoy_without_a_restart(tmp_path: Path) -> 
             await envoy.wait_stat("cluster.xds.ssl.fail_verify_error", lambda count: count > refused)
             assert NODE not in pushing.connected
             write_atomically(trust, trust_bundle_file(before.root_pem + after.root_pem))
-            await eventually(lambda: NODE in pushing.connected, "the proxy believes the new root", patience=10)
+            await eventually(lambda: NODE in pushing.connected, "the proxy believes the new root")
             # An open stream does not end when its root is no longer trusted.
             write_atomically(trust, trust_bundle_file(after.root_pem))
             await pushing.settled()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.trust import DOMAIN, EAST, WEST, bundle_of, make_authorities, make_issuer
-from trust.audit import AuditEvent, encode
+from trust.audit import AuditEvent, AuditKind, encode
 from trust.certificates import certificate_pem, describe, key_fingerprint, load_key
 from trust.issuance import IssuanceRefused, Issuer, X509Svid
 from trust.spiffe import (
@@ -122,7 +122,7 @@ def test_every_certificate_and_every_refusal_is_an_event() -> None:
         issuer.issue(CART, ("www.west.mesh.test",), now=NOW)
     issued, foreign, misnamed = events
     assert issued == AuditEvent(
-        kind="issued",
+        kind=AuditKind.ISSUED,
         at=NOW,
         subject="spiffe://east.mesh.test/ns/shop/sa/cart",
         asked_by="east/shop/cart-1",
@@ -133,7 +133,7 @@ def test_every_certificate_and_every_refusal_is_an_event() -> None:
     )
     assert (foreign.kind, foreign.subject) == ("refused", "spiffe://west.mesh.test/ns/isthmus-system/sa/control")
     assert "not in the slice of east" in foreign.reason
-    assert misnamed.kind == "refused"
+    assert misnamed.kind is AuditKind.REFUSED
     assert all(b"PRIVATE KEY" not in encode(event) for event in events)
 
 
