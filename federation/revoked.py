@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from federation.model import ClusterSettings, Endpoint, ServiceKey
 from federation.snapshot import Snapshot
 from trust.bundle import Revocation, revoked_clusters, revoked_digest
-from trust.spiffe import ClusterName
+from trust.spiffe import ClusterName, Identity
 
 
 class Revoked:
@@ -28,6 +28,11 @@ class Revoked:
         if not any(self._is_revoked(endpoint, cluster, key) for endpoint in endpoints):
             return endpoints
         return tuple(endpoint for endpoint in endpoints if not self._is_revoked(endpoint, cluster, key))
+
+    def covers(self, identity: Identity) -> bool:
+        """Says whether one identity is revoked (see trust.bundle.is_revoked)."""
+        where = self._accounts.get((identity.namespace, identity.account), ())
+        return identity.cluster in self.clusters or "" in where or identity.cluster in where
 
     def _is_revoked(self, endpoint: Endpoint, cluster: ClusterName, key: ServiceKey) -> bool:
         if not self._accounts:

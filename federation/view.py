@@ -24,7 +24,7 @@ from federation.model import (
 from federation.names import clusterset_host, local_host
 from federation.revoked import Revoked
 from federation.snapshot import Snapshot, resolve_target, selects
-from trust.spiffe import ClusterName, MeshDomain
+from trust.spiffe import ClusterName, MeshDomain, gateway_identity
 
 # Distance, nearest first. Gaps close when priorities are made: Envoy wants them without holes.
 _SAME_ZONE, _SAME_REGION, _SAME_CLUSTER = 0, 1, 2
@@ -104,7 +104,7 @@ def resolve(snapshot: Snapshot, settings: ClusterSettings, audience: Audience) -
 
     A service of this cluster has its local name; a service that any member exports, this one too, has the mesh-wide
     name and the endpoints of those who export it (KEP-1645). Members that cannot be reached (another network and no
-    gateway) are left out, as is everybody who is revoked.
+    gateway, or none that is believed) are left out, as is everybody who is revoked.
     """
     revoked = Revoked(snapshot.revoked)
     own = _own_record(settings)
@@ -121,7 +121,7 @@ def resolve(snapshot: Snapshot, settings: ClusterSettings, audience: Audience) -
         gateways = settings.peer_gateways.get(cluster, member.gateways)
         path = Path.DIRECT if member.network == audience.network else Path.TUNNEL
         if path is Path.TUNNEL:
-            if not gateways:
+            if not gateways or revoked.covers(gateway_identity(cluster)):
                 continue
             peers[cluster] = ResolvedPeer(cluster, gateways)
         freshness = snapshot.freshness.get(cluster)

@@ -52,6 +52,11 @@ def test_endpoints_are_spared_as_identities_are_not_revoked(revoked: tuple[Revoc
     assert spared == (() if is_revoked(revoked, who) else endpoints)
 
 
+@given(revocations, identities)
+def test_identities_are_covered_as_they_are_revoked(revoked: tuple[Revocation, ...], who: Identity) -> None:
+    assert Revoked(revoked).covers(who) == is_revoked(revoked, who)
+
+
 @given(revocations)
 def test_rules_depend_on_who_is_revoked_and_on_no_order(revoked: tuple[Revocation, ...]) -> None:
     rules = members_only(DOMAIN, revoked=revoked)
@@ -81,6 +86,14 @@ def test_a_revoked_cluster_is_nowhere_in_the_view() -> None:
     assert {placed.member for service in after.services for placed in service.endpoints} == {"east"}
     assert (len(before.peers), after.peers) == (1, ())
     assert seen(east, apply(revoking(east, "west"), [Change(Section.REVOCATIONS, "west", None)])) == before
+
+
+@pytest.mark.parametrize("subject", ["isthmus-system/gateway@west", "isthmus-system/gateway"])
+def test_no_tunnel_leads_to_gateways_that_are_revoked(subject: str) -> None:
+    east, _ = east_and_west("127.104")
+    view = seen(east, revoking(east, subject))
+    assert view.peers == ()
+    assert {placed.path for service in view.services for placed in service.endpoints} == {Path.DIRECT}
 
 
 @pytest.mark.parametrize(
