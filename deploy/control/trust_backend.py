@@ -20,7 +20,7 @@ from federation.reports import RevocationOrigin, RevocationReport, TrustReport
 from federation.store import MeshStore
 from federation.xds.ads import ProxyStatus
 from trust.audit import AuditEvent, AuditKind
-from trust.bundle import Revocation, catch_up, make_revocation, parse_subject, root_certificates
+from trust.bundle import MOST_REVOKED, Revocation, catch_up, make_revocation, parse_subject, root_certificates
 from trust.joining import Grant, JoinRefused, check_signature
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,9 @@ class TrustBackend:
         held = self._store.snapshot.revocations.get(made.subject)
         if held is not None and (held.reason, held.sever) == (made.reason, made.sever):
             return self._revocation_report(held)
+        if held is None and len(self._store.snapshot.revocations) >= MOST_REVOKED:
+            hint = "undo those of workloads that are gone, or revoke the whole cluster"
+            raise AdminRefused(f"{MOST_REVOKED} are revoked here already, and no more may be", hint, status=409)
         try:
             await self._etcd.put(revocation_key(made.subject), encode_revocation(made))
         except EtcdError as error:

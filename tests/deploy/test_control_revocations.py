@@ -1,5 +1,6 @@
 """Revocations by the cluster's own admin and by the root, at a running control plane."""
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from federation.reports import RevocationOrigin
 from tests.support.addresses import free_address
 from tests.support.control import DOMAIN, Control, join, pod, service, start_control, start_proxy, until
 from tests.support.etcd import start_etcd
-from trust.bundle import make_revocation
+from trust.bundle import MOST_REVOKED, make_revocation
 from trust.custody import FileCustody
 from trust.root import Root
 from trust.spiffe import MeshDomain
@@ -99,6 +100,22 @@ async def test_a_revoked_workload_loses_its_certificate_and_gets_it_back(tmp_pat
             anew = 'isthmus_issued_total{role="sidecar"} 2.0'  # the old key may be elsewhere
             await until(lambda: metrics(control), lambda lines: anew in lines)
             await until(client.trust, lambda report: report.own.renewed == 1)
+
+
+async def test_an_admin_revokes_no_more_than_proxies_can_be_asked_to_check(tmp_path: Path) -> None:
+    root = make_root(tmp_path / "root")
+    async with start_control(tmp_path / "east") as control:
+        await join(root, control)
+        async with control.client() as client:
+            for first in range(0, MOST_REVOKED, 50):
+                await asyncio.gather(*(client.revoke(f"shop/a{first + n}") for n in range(50)))
+            await until(client.revocations, lambda found: len(found) == MOST_REVOKED)
+            with pytest.raises(ControlRefused, match="no more may be"):
+                await client.revoke("shop/one-more")
+            assert (await client.revoke("shop/a1", reason="said anew")).reason == "said anew"
+            await client.restore("shop/a2")
+            await until(client.revocations, lambda found: len(found) == MOST_REVOKED - 1)
+            await client.revoke("shop/one-more")
 
 
 async def test_a_cluster_that_the_root_revoked_warns(tmp_path: Path) -> None:
