@@ -146,11 +146,23 @@ def standing_of(
         issued=bundle.issued,
         stage=stage,
         holdups=holdups,
-        roots=_roots(bundle, slots, said, [*documents, bundle], now),
-        authorities=_authorities(bundle, slots, said, now),
+        roots=_roots(bundle, slots, said=said, documents=[*documents, bundle], now=now),
+        authorities=_authorities(bundle, slots, said=said, now=now),
         members=tuple(_member(name, survey, bundle) for name in names),
         revoked=_revoked(bundle, said),
-        warnings=(*survey.warnings, *_warnings(bundle, stage, slots, said, holdups, survey, now, warn_before)),
+        warnings=(
+            *survey.warnings,
+            *_warnings(
+                bundle,
+                stage,
+                slots=slots,
+                said=said,
+                holdups=holdups,
+                survey=survey,
+                now=now,
+                warn_before=warn_before,
+            ),
+        ),
         asked=survey.reached,
         silent=survey.silent,
     )
@@ -183,6 +195,7 @@ def _stage(bundle: TrustBundle, stage: RootStage | None, *, is_settled: bool) ->
 def _roots(
     bundle: TrustBundle,
     slots: Sequence[RootSlot],
+    *,
     said: Statements,
     documents: Collection[TrustBundle],
     now: datetime,
@@ -227,7 +240,7 @@ def _trusted_pems(documents: Collection[TrustBundle]) -> Mapping[str, frozenset[
 
 
 def _authorities(
-    bundle: TrustBundle, slots: Sequence[RootSlot], said: Statements, now: datetime
+    bundle: TrustBundle, slots: Sequence[RootSlot], *, said: Statements, now: datetime
 ) -> tuple[AuthorityStanding, ...]:
     above = dict(zip(root_fingerprints(bundle), slots, strict=True))
     return tuple(
@@ -300,6 +313,7 @@ def _enforces(said: TrustStatement | None, subject: str) -> bool:
 def _warnings(
     bundle: TrustBundle,
     stage: RootStage,
+    *,
     slots: Sequence[RootSlot],
     said: Statements,
     holdups: Sequence[Holdup],

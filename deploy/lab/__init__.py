@@ -10,6 +10,8 @@
     bringup     the order in which a lab comes to life
     supervisor  a running lab; api and client are the two ends of its Unix socket
     startup     in this process or in one of its own
+    reports     what a running lab says of itself     P
+    state       where a lab keeps its files
     load, demo  requests on schedule, and the story that they tell
 
 A process of the lab owns all others. Nobody restarts what was killed: `isthmus lab start` does. The lab file and the
