@@ -112,7 +112,7 @@ def judge(
     explained = []
     for answer in answers:
         if answer.state is State.WAITING and answer.cluster in no:
-            answer = msgspec.structs.replace(answer, state=State.REFUSED)
+            answer = msgspec.structs.replace(answer, state=State.REFUSED, waiting=())
         if answer.state in (State.REFUSED, State.NOT_REACHED) and answer.cluster in reasons:
             answer = msgspec.structs.replace(answer, reason=reasons[answer.cluster])
         explained.append(answer)

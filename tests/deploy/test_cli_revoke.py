@@ -86,6 +86,7 @@ def test_a_control_plane_that_refuses_is_shown_with_its_reason() -> None:
     no = outcome(seen, signed=False, refused=[Silent("south", "the root revoked it")])
     assert not no.is_done
     assert (no.members[1].state, no.members[1].reason) == (State.REFUSED, "the root revoked it")
+    assert no.members[1].waiting == (), "who refused waits for nobody: the reason is what people see"
 
 
 def test_undone_is_done_when_nobody_denies_any_more() -> None:
