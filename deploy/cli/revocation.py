@@ -163,9 +163,7 @@ async def by_root(order: Order, root: Root, telling: Telling) -> RevocationOutco
     A member that is away hears of it from the others when it is back.
     """
     at = telling.clock()
-    survey = await telling.mesh.look()
-    check_newest(root.documents(), survey, now=at, without=order.cluster)  # nobody follows what an older copy says
-    if order.undo and _is_undone_but_not_everywhere(order, root, survey):
+    if order.undo and _is_undone_but_not_everywhere(order, root, await telling.mesh.look()):
         pass  # it was signed before, and the command was interrupted
     elif order.undo:
         root.restore(order.subject, now=at)
@@ -177,6 +175,8 @@ async def by_root(order: Order, root: Root, telling: Telling) -> RevocationOutco
     if not survey.reached:
         message = f"it is signed (trust bundle {root.bundle.sequence}), but nobody was told: {reasons_of(survey)}"
         raise CommandFailed(message, "run the same command where one control plane is reached: it tells the others")
+    # Nobody follows what an older copy says. Not asked before: who is to be revoked could hold that up by silence.
+    check_newest(root.documents(), survey, now=at, without=order.cluster)
     expected = [member.name for member in root.members() if member.name != order.cluster]
     return await _follow(order, telling, expected, at=at, root=root)
 

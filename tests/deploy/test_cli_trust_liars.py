@@ -5,14 +5,16 @@ import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
 
 from deploy.cli.copies import check_newest
+from deploy.cli.revocation import Order, Telling, by_root
 from deploy.cli.rotation import Tools, rotate_root
 from deploy.cli.rotation_stages import RotationReport, Stage
-from deploy.cli.survey import Silent, put_together
+from deploy.cli.survey import ReachedMesh, Silent, put_together
 from deploy.failures import CommandFailed
 from federation.reports import TrustReport
 from tests.support import virtual_time
@@ -100,10 +102,13 @@ def test_an_old_copy_of_the_root_directory_revokes_nobody_in_vain(root: Root, me
     old = tmp_path / "old"
     shutil.copytree(tmp_path / "root", old)
     assert rotate(root, mesh).is_done
-    survey = asyncio.run(mesh.look())
-    for revoked in ("", WEST):
-        with pytest.raises(CommandFailed, match="the mesh follows the trust bundle 4"):
-            check_newest(open_root(old).documents(), survey, now=datetime.now(UTC), without=revoked)
+    told = Telling(
+        mesh=cast(ReachedMesh, mesh), wait=timedelta(seconds=1), clock=lambda: datetime.now(UTC), watch=lambda _: None
+    )
+    for revoked in (SOUTH, WEST):
+        with pytest.raises(CommandFailed, match="the mesh follows the trust bundle 4") as refused:
+            asyncio.run(by_root(Order(subject=revoked), open_root(old), told))
+        assert "work with the newest copy" in refused.value.hint
 
 
 def test_a_control_plane_that_answers_in_the_name_of_another_is_not_believed(mesh: ModelMesh) -> None:
