@@ -1,5 +1,6 @@
 """What the house holds itself to, and no other tool says."""
 
+import re
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -22,3 +23,17 @@ def test_no_module_is_too_long_to_read() -> None:
     assert modules
     lengths = {path: len(path.read_text().splitlines()) for path in modules if GENERATED not in path.parents}
     assert {str(path.relative_to(HOUSE)): lines for path, lines in lengths.items() if lines > LONGEST} == {}
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        *("trust", "federation", "federation/etcd", "federation/peering", "federation/sources", "federation/xds"),
+        *("sidecar", "gateway", "deploy", "deploy/cli", "deploy/control", "deploy/lab"),
+    ],
+)
+def test_the_first_lines_of_a_room_name_all_of_its_modules(room: str) -> None:
+    folder = HOUSE / room
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    named = set(re.findall(r"\w+", (folder / "__init__.py").read_text()))
+    assert modules - named == set(), "what is not named there is not found"

@@ -13,5 +13,5 @@ A command is a verb; what it drives or shows stands in a module beside it:
     revoke    revocation (drives it, and says how far each member is)
     trust     trust_status (sums the mesh up P) - trust_display (its tables, also of the two above)
     lab       lab_display
-    all other modules are commands
+    check, control, members, status and token are commands alone
 """

@@ -148,7 +148,8 @@ def status(
         raise CommandFailed(f"no control plane answered: {reasons_of(survey)}", hint)
     bundle, now = survey.bundle, datetime.now(UTC)
     if opened is not None and opened.domain != bundle.domain:
-        raise CommandFailed(f"{root} is the root of {opened.domain}, the control plane is of {bundle.domain}")
+        message = f"{root} is the root of {opened.domain}, the control plane is of {bundle.domain}"
+        raise CommandFailed(message, "name the right root with --root, or the right control planes")
     if opened is not None and opened.bundle.sequence > bundle.sequence:
         bundle = opened.bundle
     found = standing_of(

@@ -123,7 +123,7 @@ class SecretSource(Protocol):
         """
 
 
-class TrustRecords(Protocol):
+class AcknowledgedTrust(Protocol):
     """Remembers what proxies acknowledged of their trust: `federation.acknowledgements.Acknowledgements`."""
 
     def record(self, node: str) -> ProxyTrust | None:
@@ -143,7 +143,7 @@ class AdsServer:
         *,
         admission: Admission,
         secrets: SecretSource,
-        acknowledgements: TrustRecords,
+        acknowledgements: AcknowledgedTrust,
         on_converged: Callable[[timedelta, bool], None],
         on_pushed: Callable[[TypeUrl], None],
         on_rejected: Callable[[TypeUrl], None],

@@ -229,7 +229,7 @@ class World:
             expires=datetime.max.replace(tzinfo=UTC) if self.secrets_of_proxy else None,
         )
 
-    # What the server tells (federation.xds.ads.TrustRecords)
+    # What the server tells (federation.xds.ads.AcknowledgedTrust)
 
     def record(self, node: str) -> ProxyTrust | None:
         return self.noted.get(node)
