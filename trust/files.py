@@ -15,6 +15,7 @@ from pathlib import Path
 from trust.refusals import Refusal
 
 _LARGEST = 1 << 22  # bytes; a key has 250 of them, a ledger of a thousand members a few hundred thousand
+_RANDOM_DIGITS = 16  # hex, in the name under which a file is written first
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -78,8 +79,13 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, durably: after a crash it stays gone. Raises FileMissing or FileRefused."""
+    """Removes a file, durably: after a crash it stays gone. Raises FileMissing or FileRefused.
+
+    With it goes what a crash left of writing it: to a key, a second name. Nobody may be writing it meanwhile.
+    """
     with _translated(path):
+        for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * _RANDOM_DIGITS}"):
+            left.unlink(missing_ok=True)
         path.unlink()
         _sync_directory(path.parent)
 
@@ -100,7 +106,7 @@ def locked(directory: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _written(path: Path, content: bytes) -> Iterator[Path]:
     """Gives a temporary file beside `path` with the content safely on disk; removes it in the end."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM_DIGITS // 2)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -58,6 +58,16 @@ def test_a_destroyed_key_is_gone_and_the_others_stay(path: Path) -> None:
     assert custody.create("ca-2").public_key() != kept.public_key(), "the name is free again"
 
 
+def test_a_destroyed_key_has_no_second_name_that_a_crash_left(path: Path) -> None:
+    """A process that is killed just after it made a key leaves the name under which it wrote it first."""
+    custody = ring(path)
+    custody.create("ca-1")
+    custody.create("ca-11")
+    os.link(path, path.with_name(f".{path.name}.0123456789abcdef"))
+    custody.destroy("ca-1")
+    assert [one.name for one in path.parent.iterdir()] == ["ca-11-key.pem"]
+
+
 def test_to_destroy_a_key_in_no_directory_is_no_error(path: Path) -> None:
     ring(path).destroy("ca-1")
     assert not path.parent.exists()
