@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import msgspec
 
-from deploy.admin_client import AdminClient
+from deploy.admin_client import AdminClient, ControlRefused
 from deploy.cli.copies import check_newest
 from deploy.cli.survey import ReachedMesh, Seen, Silent, Survey, put_together, reasons_of
 from deploy.failures import CommandFailed
@@ -24,6 +24,7 @@ from trust.spiffe import ClusterName
 from trust.statements import Waiting
 
 _POLL = 0.2  # seconds between two looks at the mesh
+_CONFLICT = 409  # HTTP: what a control plane answers that cannot do as it is told
 _REPEAT = 5.0  # seconds after which a document is handed over again: it may have been lost on its way
 
 
@@ -108,11 +109,11 @@ def judge(
         for cluster in sorted(expected)
     ]
     reasons = {one.cluster: one.reason for one in (*survey.silent, *refused)}
-    no = {one.cluster for one in refused}
+    no = {one.cluster: State.NOT_REACHED if one.is_away else State.REFUSED for one in refused}
     explained = []
     for answer in answers:
         if answer.state is State.WAITING and answer.cluster in no:
-            answer = msgspec.structs.replace(answer, state=State.REFUSED, waiting=())
+            answer = msgspec.structs.replace(answer, state=no[answer.cluster], waiting=())
         if answer.state in (State.REFUSED, State.NOT_REACHED) and answer.cluster in reasons:
             answer = msgspec.structs.replace(answer, reason=reasons[answer.cluster])
         explained.append(answer)
@@ -196,7 +197,9 @@ async def by_each(order: Order, telling: Telling) -> RevocationOutcome:
 
     async def tell(client: AdminClient) -> TrustReport:
         if order.undo:
-            await client.restore(order.subject)
+            if any(one.subject == order.subject for one in await client.restore(order.subject)):
+                message = f"the root revoked {order.subject} too: undo that with --root DIR"
+                raise ControlRefused(message, "", _CONFLICT)
         else:
             await client.revoke(order.subject, reason=order.reason, sever=order.sever)
         return await client.trust()
@@ -234,7 +237,9 @@ async def _follow(
         outcome = judge(order, survey, expected, at=at, signed=root is not None, live=live, refused=refused)
         outcome = timed(outcome, restored, telling.clock())
         telling.watch(outcome)
-        if outcome.is_done or loop.time() >= deadline:
+        # Without the root, who refused or was not told is not told again: there is nothing to wait for.
+        waits = any(one.state is State.WAITING for one in outcome.members)
+        if outcome.is_done or not waits or loop.time() >= deadline:
             return outcome
         if root is not None and loop.time() - handed >= _REPEAT:
             await telling.mesh.deliver(root.documents(), ())

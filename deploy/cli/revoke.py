@@ -247,6 +247,8 @@ def _render(outcome: RevocationOutcome) -> list[RenderableType]:
         for one in outcome.members
     ]
     what = "is believed again" if outcome.is_undone else "is revoked"
+    if not outcome.is_done:
+        what = f"{what}, but not everywhere"
     by = "by the root" if outcome.signed else "by each member for itself"
     shown: list[RenderableType] = [
         f"{outcome.subject} {what}, {by}.",

@@ -22,10 +22,11 @@ from trust.statements import TrustStatement
 
 
 class Silent(msgspec.Struct, frozen=True, rename="camel"):
-    """A control plane that did not answer, or refused what it was handed."""
+    """A control plane that did not answer (`is_away`), or refused what it was handed."""
 
     cluster: str
     reason: str
+    is_away: bool = False
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,4 +161,4 @@ class ReachedMesh:
             async with client:
                 return await ask(client)
         except (ControlUnreachable, ControlRefused) as error:
-            return Silent(name, error.message)
+            return Silent(name, error.message, is_away=isinstance(error, ControlUnreachable))

@@ -1,6 +1,7 @@
 """`isthmus trust`: the root of the mesh, kept offline, and what the members make of it."""
 
 import asyncio
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def init(
         raise CommandFailed(str(error), "isthmus trust init --domain mesh.example --out DIR") from error
     passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
     if ask_passphrase and passphrase is None:
+        if not sys.stdin.isatty():
+            raise CommandFailed("there is no terminal to ask for a passphrase", "give it with --passphrase-file FILE")
         prompt = "Passphrase of the new root"
         passphrase = click.prompt(prompt, hide_input=True, confirmation_prompt=True, err=True).encode()
     if keys and passphrase is None and needs_passphrase(keys, directory=out):
@@ -145,6 +148,9 @@ def status(
     survey = asyncio.run(ask())
     if survey.bundle is None:
         hint = "is one running? `isthmus lab status` shows a lab; --cluster and --admin name another one"
+        if not all(one.is_away for one in survey.silent):
+            hint = "give the token of that control plane with --admin-token-file: `admin-token` in its data directory"
+            raise CommandFailed(f"no control plane can be asked: {reasons_of(survey)}", hint)
         raise CommandFailed(f"no control plane answered: {reasons_of(survey)}", hint)
     bundle, now = survey.bundle, datetime.now(UTC)
     if opened is not None and opened.domain != bundle.domain:

@@ -89,6 +89,13 @@ def test_a_control_plane_that_refuses_is_shown_with_its_reason() -> None:
     assert no.members[1].waiting == (), "who refused waits for nobody: the reason is what people see"
 
 
+def test_a_control_plane_that_was_not_told_is_not_reached_though_others_heard_it_just_now() -> None:
+    seen = survey(IDLE, statement(EAST, IDLE, revoked=["west"], enforced_since=LATER), statement(SOUTH, IDLE))
+    alone = outcome(seen, signed=False, live=["south"], refused=[Silent("south", "Connection refused", is_away=True)])
+    assert not alone.is_done
+    assert (alone.members[1].state, alone.members[1].reason) == (State.NOT_REACHED, "Connection refused")
+
+
 def test_undone_is_done_when_nobody_denies_any_more() -> None:
     undo = Order(subject="west", undo=True)
     seen = survey(CUT, statement(EAST, IDLE), statement(SOUTH, CUT, revoked=["west"], enforced_since=LATER))
