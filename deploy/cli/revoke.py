@@ -66,7 +66,8 @@ def _order_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--sever",
             is_flag=True,
-            help="Also end what is open on inbound listeners it may have reached directly: others reconnect.",
+            help="Also end what is open on inbound listeners; others reconnect. Without it, a workload whose own "
+            "control plane does not obey keeps the TCP connections that it has open.",
         ),
         click.option("--reason", default="", metavar="TEXT", help="Why, for whoever looks at it later."),
         passphrase_option,

@@ -11,7 +11,7 @@ from deploy.cli.trust_status import AuthoritySlot, MemberStanding, MeshTrust
 from federation.model import Liveness
 from trust.rotation import Holdup
 
-_KEY = 12  # hex digits of a fingerprint that people see: 48 bits tell the keys of a mesh apart
+_KEY = 8  # hex digits of a fingerprint that people see: enough to tell keys apart, and the tables fit 80 columns
 
 
 def render_status(found: MeshTrust, now: datetime) -> list[RenderableType]:
@@ -60,7 +60,7 @@ def render_status(found: MeshTrust, now: datetime) -> list[RenderableType]:
         "",
         table(["ROOT", "KEY", "EXPIRES", "LEFT", "TRUSTED BY", "NOT BY"], roots),
         "",
-        table(["CLUSTER", "GEN", "SLOT", "KEY", "BELOW ROOT", "EXPIRES", "LEFT", "PROXIES RENEWED"], authorities),
+        table(["CLUSTER", "GEN", "SLOT", "KEY", "BELOW ROOT", "EXPIRES", "LEFT", "RENEWED"], authorities),
         "",
         table(["MEMBER", "BUNDLE", "TRUSTING", "ENFORCING", "ASKS FOR", "STATE"], members),
     ]
