@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from trust import joining, ledger
 from trust.bundle import Revocation, TrustBundle, make_bundle, parse_subject, revoked_clusters, worth_keeping
-from trust.certificates import make_intermediate, make_root
+from trust.certificates import BACKDATE, make_intermediate, make_root
 from trust.custody import Custody, remember
 from trust.joining import Grant, Introduction, JoinRefused, JoinRequest
 from trust.ledger import Ledger
@@ -186,14 +186,19 @@ class Root:
     # What the mesh is told
 
     def announce(self, *, now: datetime) -> TrustBundle:
-        """Makes the next root, and asks all to trust it beside the one that signs; once announced, changes nothing."""
+        """Makes the next root, and asks all to trust it beside the one that signs; once announced, changes nothing.
+
+        It lives as long as that one was made to live.
+        """
         with self._directory.changing() as said:
             if said.stage is RootStage.ANNOUNCED:
                 return said.bundle
             _check_stage(said, RootStage.IDLE, "announce a new root")
             signer = self._directory.key(said, said.roots[0])
             key, said = self._directory.new_key(said)
-            certificate = make_root(key, said.domain, now=now, lifetime=ROOT_LIFETIME)
+            before = said.roots[0]
+            lifetime = before.not_valid_after_utc - before.not_valid_before_utc - BACKDATE
+            certificate = make_root(key, said.domain, now=now, lifetime=lifetime)
             return self._say_next(said, signer, roots=(*said.roots, certificate), now=now)
 
     def sign_with_next(self, *, now: datetime) -> TrustBundle:

@@ -10,6 +10,7 @@ import pytest
 from tests.support.files import tree
 from tests.support.operators import Crash, CutOff, Operator, refused
 from tests.support.trust import DOMAIN, EAST, init_root, open_root
+from trust.bundle import root_certificates
 from trust.certificates import certificate_pem
 from trust.custody import FileCustody, needs_passphrase, remembered
 from trust.refusals import AuthorityRefused, Refusal
@@ -190,3 +191,10 @@ def test_the_certificate_for_people_is_that_of_the_root_that_signs(tmp_path: Pat
     (tmp_path / "root" / "root.pem").write_bytes(old)  # as a crash right after the bundle leaves it
     opened = open_root(tmp_path / "root", now=NOW)
     assert (tmp_path / "root" / "root.pem").read_bytes() == certificate_pem(opened.certificate)
+
+
+def test_the_next_root_lives_as_long_as_the_one_before_was_made_to_live(tmp_path: Path) -> None:
+    root = init_root(tmp_path / "root", now=NOW, lifetime=timedelta(days=90))
+    later = (NOW + timedelta(days=60)).replace(microsecond=0)
+    _, following = root_certificates(root.announce(now=later))
+    assert following.not_valid_after_utc == later + timedelta(days=90)
