@@ -1,5 +1,6 @@
 """Talks to the admin API of a control plane: what the commands and the lab ask of it."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -85,6 +86,15 @@ class AdminClient:
     async def proxies(self) -> tuple[ProxyReport, ...]:
         """Returns the proxies that are connected to the asked replica (not to others of the cluster), by node id."""
         return await self._call("GET", "/v1/proxies", tuple[ProxyReport, ...])
+
+    async def all_proxies(self) -> tuple[ProxyReport, ...]:
+        """Returns the proxies that are connected to any replica, by node id. Silent replicas have none."""
+        found: list[ProxyReport] = []
+        for url in (await self.status()).replicas:
+            with contextlib.suppress(ControlUnreachable):
+                async with self.elsewhere(url) as replica:
+                    found += await replica.proxies()
+        return tuple(sorted(found, key=lambda proxy: proxy.node))
 
     async def join_request(self, *, fresh: bool = False) -> JoinRequest:
         """Returns the cluster's request to be signed: the same one until it is accepted, or a `fresh` one instead."""

@@ -175,7 +175,7 @@ async def _known(targets: Targets, root: Root | None) -> tuple[frozenset[str], f
         with contextlib.suppress(ControlUnreachable, ControlRefused):
             async with client:
                 clusters.update(str(member.name) for member in await client.clusters())
-                for proxy in await client.proxies():
+                for proxy in await client.all_proxies():
                     host, _, path = proxy.identity.removeprefix("spiffe://").partition("/")
                     match path.split("/"):
                         case ["ns", namespace, "sa", account]:

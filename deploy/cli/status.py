@@ -1,7 +1,6 @@
 """`isthmus status`, `services` and `proxies`: what a control plane says about itself and its proxies."""
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
@@ -76,25 +75,14 @@ def proxies(targets: Targets, output: str) -> None:
 async def _proxies_of_all(clients: Mapping[str, AdminClient]) -> tuple[tuple[ProxyReport, ...] | Silent, ...]:
     async def ask(name: str, client: AdminClient) -> tuple[ProxyReport, ...] | Silent:
         try:
-            return await _proxies_of(client)
+            async with client:
+                return await client.all_proxies()
         except ControlUnreachable as error:
             return Silent(name, error.message)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(ask(name, client)) for name, client in clients.items()]
     return tuple(task.result() for task in tasks)
-
-
-async def _proxies_of(first: AdminClient) -> tuple[ProxyReport, ...]:
-    """Returns the proxies of a cluster: each replica knows those on its own streams. Silent replicas have none."""
-    async with first:
-        replicas = (await first.status()).replicas
-    found: list[ProxyReport] = []
-    for url in replicas:
-        with contextlib.suppress(ControlUnreachable):
-            async with first.elsewhere(url) as client:
-                found += await client.proxies()
-    return tuple(sorted(found, key=lambda proxy: proxy.node))
 
 
 async def _status_of_all(clients: Mapping[str, AdminClient]) -> tuple[StatusReport | Silent, ...]:
