@@ -42,6 +42,15 @@ class Targets:
         """Returns the client of the chosen cluster, or of the first."""
         return self.client(self._chosen or next(iter(self.contexts)))
 
+    def only(self) -> AdminClient:
+        """Returns the client of the chosen cluster, or of the only one that is known: for what belongs to one cluster.
+
+        Raises CommandFailed when several could be meant.
+        """
+        if len(self.names) > 1:
+            raise CommandFailed("which cluster is meant?", f"--cluster NAME, one of: {', '.join(self.names)}")
+        return self.client(self.names[0])
+
     def client(self, name: str) -> AdminClient:
         """Returns the client of a cluster by name; raises CommandFailed when it is not known."""
         context = self.contexts[self._named(name)]

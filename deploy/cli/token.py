@@ -45,7 +45,7 @@ def create(
         raise click.UsageError("--ttl is a time from now on, such as 24h")
 
     async def ask() -> TokenReport:
-        async with targets.one() as client:
+        async with targets.only() as client:
             if gateway:
                 return await client.create_token("isthmus-system", "gateway", "gateway", ttl=ttl, once=once)
             return await client.create_token(namespace, service_account, "sidecar", ttl=ttl, once=once)
@@ -61,7 +61,7 @@ def list_tokens(targets: Targets, output: str) -> None:
     """List the join tokens of a cluster by their ids. The tokens themselves are kept nowhere."""
 
     async def ask() -> tuple[KnownTokenReport, ...]:
-        async with targets.one() as client:
+        async with targets.only() as client:
             return await client.tokens()
 
     found = asyncio.run(ask())
@@ -77,7 +77,7 @@ def revoke(targets: Targets, output: str, *, token_id: str) -> None:
     parse_token_id(token_id)  # here, so that a token which is taken for its id goes nowhere
 
     async def ask() -> KnownTokenReport:
-        async with targets.one() as client:
+        async with targets.only() as client:
             return await client.revoke_token(token_id)
 
     gone = asyncio.run(ask())

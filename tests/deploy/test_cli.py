@@ -11,10 +11,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from deploy.admin_client import AdminClient
 from deploy.cli.main import COMMANDS, isthmus
 from deploy.cli.output import show, table
 from deploy.cli.targets import Targets
-from deploy.contexts import read_contexts
+from deploy.contexts import Context, read_contexts
+from deploy.failures import CommandFailed
 from tests.support import control
 
 
@@ -155,6 +157,15 @@ def test_what_is_shown_is_text_json_or_yaml(capsys: pytest.CaptureFixture[str]) 
         assert read(capsys.readouterr().out) == value
     show(value, "table", lambda: table(["NAME", "WHY"], [("cart", "field spec.ports[0].port")]))
     assert capsys.readouterr().out.split() == ["NAME", "WHY", "cart", "field", "spec.ports[0].port"]
+
+
+def test_what_belongs_to_one_cluster_is_not_done_in_the_first_that_is_known(tmp_path: Path) -> None:
+    east, west = Context("http://127.0.0.1:1", ""), Context("http://127.0.0.1:2", "")
+    with pytest.raises(CommandFailed, match="which cluster") as refusal:
+        Targets(lambda: {"east": east, "west": west}, "").only()
+    assert "east, west" in refusal.value.hint
+    for targets in (Targets(lambda: {"east": east, "west": west}, "west"), Targets(lambda: {"west": west}, "")):
+        assert isinstance(targets.only(), AdminClient)
 
 
 def test_a_contexts_file_names_clusters_and_an_unknown_one_is_an_error(tmp_path: Path) -> None:
