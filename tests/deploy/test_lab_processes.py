@@ -16,7 +16,7 @@ from deploy.lab.processes import Child, Command, Guard, StartFailed, State, memo
 from tests.support.waiting import eventually
 
 PATIENCE = 20.0
-SLEEPER = (sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)")
+SLEEPER = (sys.executable, "-c", "import signal; print('here', flush=True); signal.pause()")
 FAMILY = ("/bin/sh", "-c", "sleep 600 & echo child $!; wait")
 
 
@@ -114,9 +114,7 @@ async def test_a_paused_process_stands_still_and_goes_on(tmp_path: Path) -> None
 
 
 async def test_who_ignores_the_request_to_end_is_killed(tmp_path: Path) -> None:
-    deaf = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); time.sleep(600)"
-    )
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('here', flush=True); signal.pause()"
     async with Guard() as guard, asyncio.TaskGroup() as group:
         child = Child(command(tmp_path, (sys.executable, "-c", deaf)), guard)
         await child.start(group)
@@ -140,7 +138,7 @@ async def main():
         await stopped.start(group)
         stopped.pause()
         print(guard.pid, stopped.pid, flush=True)
-        await asyncio.sleep(600)
+        await asyncio.Event().wait()
 
 asyncio.run(main())
 """

@@ -4,14 +4,13 @@ Programs in Python use Debian's libfaketime. Envoy cannot: libfaketime looks fun
 starts, which asks libfaketime for the time, and both wait for ever. It gets a library of three functions, made here.
 """
 
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
+from tests.support.installed import missing
 
 _LIBRARIES = (
     *Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"),
@@ -53,7 +52,7 @@ def python_clock(shift: timedelta) -> Mapping[str, str]:
     """Returns the environment of a Python program whose clock is ahead by `shift` (behind, when it is negative)."""
     library = next((library for library in _LIBRARIES if library.exists()), None)
     if library is None:
-        _missing("libfaketime is not installed: apt-get install faketime")
+        missing("libfaketime is not installed: apt-get install faketime")
     return {
         "LD_PRELOAD": str(library),
         "FAKETIME": f"{shift.total_seconds():+.0f}s",
@@ -63,16 +62,9 @@ def python_clock(shift: timedelta) -> Mapping[str, str]:
 
 def envoy_clock(shift: timedelta, folder: Path) -> Mapping[str, str]:
     """Returns the environment of an Envoy whose clock is ahead by `shift`; makes a library in `folder`."""
-    compiler = shutil.which("cc") or _missing("there is no C compiler: apt-get install gcc libc6-dev")
+    compiler = shutil.which("cc") or missing("there is no C compiler: apt-get install gcc libc6-dev")
     library = folder / "clock.so"
     if not library.exists():
         command = (compiler, "-shared", "-fPIC", "-O1", "-x", "c", "-o", str(library), "-")
         subprocess.run(command, input=_SHIFT.encode(), check=True, capture_output=True)
     return {"LD_PRELOAD": str(library), "ISTHMUS_TEST_CLOCK": f"{shift.total_seconds():.0f}"}
-
-
-def _missing(reason: str) -> str:
-    """Skips, or fails where CI should have installed it."""
-    if os.environ.get("CI") and shutil.which("apt-get") and os.geteuid() == 0:
-        pytest.fail(f"{reason}; .ci/run installs it")
-    pytest.skip(reason)
