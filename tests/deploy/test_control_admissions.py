@@ -84,7 +84,7 @@ async def a_replica(etcd: Etcd) -> AsyncIterator[Replica]:
 async def reason(ended: Awaitable[None]) -> str:
     """Returns why a stream was ended."""
     with pytest.raises(Unauthenticated) as refusal:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await ended
     return str(refusal.value)
 

@@ -128,7 +128,7 @@ async def shown_certificate(credentials: grpc.ServerCredentials, issuer: Issuer,
     try:
         context = ssl.create_default_context(cadata=issuer.trust_bundle_pem.decode())
         context.set_alpn_protocols(["h2"])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             _, writer = await asyncio.open_connection(address, port, ssl=context, server_hostname=name)
         shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         writer.close()

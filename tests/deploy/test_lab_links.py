@@ -11,7 +11,7 @@ import pytest
 from deploy.lab.links import Link, LinkState, Pair
 from federation.model import GatewayAddress
 
-PATIENCE = 20.0
+PATIENCE = 60.0  # seconds
 NEAR, FAR = GatewayAddress("127.106.1.3", 20020), GatewayAddress("127.106.2.20", 15443)
 
 

@@ -115,7 +115,7 @@ async def test_the_schedule_does_not_wait_for_answers() -> None:
         await go.wait()
         return web.Response()
 
-    async with proxying(answer) as proxy, asyncio.timeout(20):
+    async with proxying(answer) as proxy, asyncio.timeout(60):
         load = Load(URL, proxy=proxy, rate=100)
         await load.run(timedelta(seconds=0.2))  # would hang if a request waited for the one before
     assert summarise(load.attempts, URL, 100).ok == 20

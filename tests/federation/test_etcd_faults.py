@@ -16,7 +16,7 @@ from tests.support.addresses import free_address
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.relay import Relay, start_relay
 
-DEADLINE = 30.0  # seconds, for a slow machine; what is waited for takes 0.1 to 5
+DEADLINE = 90.0  # seconds, for a slow machine; what is waited for takes 0.1 to 5
 
 
 class Follower:

@@ -55,7 +55,7 @@ from trust.spiffe import (
 )
 
 SOUTH = ClusterName("south")
-_DEADLINE = 20  # seconds
+_DEADLINE = 60  # seconds
 
 
 Authorities = Mapping[ClusterName, Intermediate]

@@ -18,7 +18,7 @@ from federation.sources.manifests import ManifestSource
 from federation.sources.tree import ManifestTree
 from federation.store import MeshStore
 
-PATIENCE = 20  # seconds until a test gives up waiting
+PATIENCE = 60  # seconds until a test gives up waiting
 
 
 def service(name: str, port: object = 80) -> str:

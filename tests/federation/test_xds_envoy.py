@@ -130,8 +130,8 @@ async def test_an_upstream_that_changed_while_away_is_warm_at_once(world: World,
         changed = simple(world, "a", place=port)
         world.show({**changed, TypeUrl.CLUSTER: by_name(upstream("a", connect_timeout="3s"))})
         async with world.serve(timedelta(seconds=60)):
-            await envoy.wait_stat("cluster_manager.cluster_modified", lambda value: value == 1, patience=8)
-            await envoy.wait_stat("cluster_manager.warming_clusters", lambda value: value == 0, patience=8)
+            await envoy.wait_stat("cluster_manager.cluster_modified", lambda value: value == 1)
+            await envoy.wait_stat("cluster_manager.warming_clusters", lambda value: value == 0)
             await world.settled()
             assert await fetch(world, "a") == (200, "app")
 

@@ -29,7 +29,7 @@ from trust.spiffe import ClusterName, control_dns_name, control_identity, spiffe
 
 Answer = TypeVar("Answer")
 
-PATIENCE = timedelta(seconds=30)
+PATIENCE = timedelta(seconds=90)
 """Deadline of every wait here: generous, because two noisy cores are shared by many tests."""
 
 DOMAIN = "mesh.test"
@@ -142,7 +142,7 @@ class Control:
         if process.returncode is None:
             process.send_signal(how)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 return await process.wait()
         except TimeoutError:
             process.kill()

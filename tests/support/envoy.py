@@ -24,7 +24,7 @@ import aiohttp
 
 from deploy.lab.commands import DRAIN_OPTIONS, envoy_program
 
-PATIENCE = 20.0  # seconds; deadline of every wait here, generous because two noisy cores are shared by many tests
+PATIENCE = 60.0  # seconds; deadline of every wait here, generous because two noisy cores are shared by many tests
 
 
 async def validate(config: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-PATIENCE = 30.0  # seconds; deadline of a wait, generous because two noisy cores are shared by many tests
+PATIENCE = 60.0  # seconds; deadline of a wait, generous because two noisy cores are shared by many tests
 
 
 async def eventually(holds: Callable[[], bool], what: str = "", patience: float = PATIENCE) -> None:
