@@ -11,10 +11,13 @@ import aiohttp
 import msgspec
 
 from deploy.failures import CommandFailed
+from federation.admin import DrainOrder
 from federation.reports import (
     ClusterReport,
+    DrainReport,
     ErrorReport,
     KnownTokenReport,
+    LoadReport,
     ProxyReport,
     RevocationReport,
     ServiceReport,
@@ -155,6 +158,31 @@ class AdminClient:
         """Undoes `revoke`; returns who is still believed no longer. Raises ControlRefused when the root revoked it."""
         path = f"/v1/revocations/{quote(subject, safe='/@')}"
         return await self._call("DELETE", path, tuple[RevocationReport, ...])
+
+    async def drains(self) -> tuple[DrainReport, ...]:
+        """Returns which members calls are leaving, as this cluster sees it."""
+        return await self._call("GET", "/v1/drains", tuple[DrainReport, ...])
+
+    async def drain(self, order: DrainOrder) -> tuple[DrainReport, ...]:
+        """Has calls leave a member: all calls of the mesh when this is that member, else those of this cluster."""
+        return await self._call("POST", "/v1/drains", tuple[DrainReport, ...], body=order)
+
+    async def undrain(self, cluster: str, service: str = "") -> tuple[DrainReport, ...]:
+        """Undoes `drain`, for one service or for the cluster as a whole."""
+        query = f"?service={quote(service)}" if service else ""
+        return await self._call("DELETE", f"/v1/drains/{quote(cluster)}{query}", tuple[DrainReport, ...])
+
+    async def load(self) -> LoadReport:
+        """Returns what the proxies of this one replica carry."""
+        return await self._call("GET", "/v1/load", LoadReport)
+
+    async def leave(self) -> StatusReport:
+        """Has this cluster leave the mesh."""
+        return await self._call("POST", "/v1/leave", StatusReport)
+
+    async def forget(self, cluster: str) -> tuple[ClusterReport, ...]:
+        """Has this cluster forget a member; returns whom it still knows."""
+        return await self._call("DELETE", f"/v1/members/{quote(cluster)}", tuple[ClusterReport, ...])
 
     async def _call(self, method: str, path: str, answer: type[_Answer], *, body: object = None) -> _Answer:
         if self._session is None:

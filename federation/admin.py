@@ -10,6 +10,11 @@
     GET  /v1/trust       POST /v1/trust/documents        whom the mesh believes, and news of its root
     GET  /v1/revocations POST /v1/revocations            whom this cluster believes no longer
     DELETE /v1/revocations/SUBJECT                       ... and believes again
+    GET  /v1/drains      POST /v1/drains                 which members calls are to leave
+    DELETE /v1/drains/CLUSTER[?service=NAMESPACE/NAME]   ... and may come back to
+    GET  /v1/load                                        what the proxies of this replica carry, and where to
+    POST /v1/leave                                       this cluster leaves the mesh
+    DELETE /v1/members/CLUSTER                           this cluster forgets a member
 
 All of /v1 wants `authorization: Bearer <admin token>`. Every refusal is `{"error": ..., "hint": ...}`.
 """
@@ -25,8 +30,10 @@ from aiohttp.typedefs import Middleware
 
 from federation.reports import (
     ClusterReport,
+    DrainReport,
     ErrorReport,
     KnownTokenReport,
+    LoadReport,
     ProxyReport,
     RevocationReport,
     ServiceReport,
@@ -64,6 +71,16 @@ class RevocationOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     subject: str
     reason: str = ""
+    sever: bool = False
+
+
+class DrainOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/drains: `cluster` keeps `weight` percent, of `service` (`namespace/name`; "": of all)."""
+
+    cluster: str
+    weight: int
+    service: str = ""
+    clients: bool = False
     sever: bool = False
 
 
@@ -105,6 +122,12 @@ class AdminBackend(Protocol):
     def revocations(self) -> tuple[RevocationReport, ...]: ...
     async def revoke(self, order: RevocationOrder, *, asked_by: str) -> RevocationReport: ...
     async def restore(self, subject: str, *, asked_by: str) -> tuple[RevocationReport, ...]: ...
+    def drains(self) -> tuple[DrainReport, ...]: ...
+    async def drain(self, order: DrainOrder, *, asked_by: str) -> tuple[DrainReport, ...]: ...
+    async def undrain(self, cluster: str, service: str, *, asked_by: str) -> tuple[DrainReport, ...]: ...
+    def load(self) -> LoadReport: ...
+    async def leave(self, *, asked_by: str) -> StatusReport: ...
+    async def forget(self, cluster: str, *, asked_by: str) -> tuple[ClusterReport, ...]: ...
 
 
 def admin_app(backend: AdminBackend, token: str) -> web.Application:
@@ -187,6 +210,31 @@ def admin_app(backend: AdminBackend, token: str) -> web.Application:
     @routes.delete("/v1/revocations/{subject:.+}")
     async def _(request: web.Request) -> web.Response:
         return _json(await backend.restore(request.match_info["subject"], asked_by=_asker(request)))
+
+    @routes.get("/v1/drains")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(backend.drains())
+
+    @routes.post("/v1/drains")
+    async def _(request: web.Request) -> web.Response:
+        return _json(await backend.drain(await _body(request, DrainOrder), asked_by=_asker(request)))
+
+    @routes.delete("/v1/drains/{cluster}")
+    async def _(request: web.Request) -> web.Response:
+        cluster, service = request.match_info["cluster"], request.query.get("service", "")
+        return _json(await backend.undrain(cluster, service, asked_by=_asker(request)))
+
+    @routes.get("/v1/load")
+    async def _(_request: web.Request) -> web.Response:
+        return _json(backend.load())
+
+    @routes.post("/v1/leave")
+    async def _(request: web.Request) -> web.Response:
+        return _json(await backend.leave(asked_by=_asker(request)))
+
+    @routes.delete("/v1/members/{cluster}")
+    async def _(request: web.Request) -> web.Response:
+        return _json(await backend.forget(request.match_info["cluster"], asked_by=_asker(request)))
 
     app = web.Application(middlewares=[_refusals, _only_with(token)], client_max_size=_MAX_BODY)
     app.add_routes(routes)

@@ -5,7 +5,7 @@ Sources make the local ones (Service, Pod, ServiceExport), peers the remote ones
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import NewType
@@ -25,6 +25,8 @@ ADS_PORT = 15012
 FEDERATION_PORT = 15013
 CONTROL_ADMIN_PORT = 15014
 GATEWAY_PORT = 15443
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+"""Stands for a moment that nobody told."""
 WIRE_VERSION = 1
 """Version of what members tell each other; a member with another one is shown and its unknown parts are skipped."""
 
@@ -83,10 +85,45 @@ class Service(msgspec.Struct, frozen=True):
     selector: tuple[tuple[str, str], ...] = ()
 
 
+class MemberSelector(msgspec.Struct, frozen=True, order=True):
+    """Some members of the mesh: the one called `name`, or, without a name, those with the label `label`=`value`."""
+
+    name: str = ""
+    label: str = ""
+    value: str = ""
+
+
 class ServiceExport(msgspec.Struct, frozen=True):
-    """The wish that a service of this cluster be known in the others (MCS API)."""
+    """The wish that a service of this cluster be known in the others (MCS API).
+
+    Only members that one of `export_to` selects get to know it; all do when that is empty. `created` is the object's
+    creationTimestamp, None when it has none.
+    """
 
     key: ServiceKey
+    export_to: tuple[MemberSelector, ...] = ()
+    created: datetime | None = None
+
+
+class WhenStale(StrEnum):
+    """What becomes of a silent member's endpoints: they stay behind all others (KEEP), go after a time (DROP), or stay
+    only while this cluster has no endpoint of its own (PREFER_LOCAL)."""
+
+    KEEP = "keep"
+    DROP = "drop"
+    PREFER_LOCAL = "prefer-local"
+
+
+class ServicePolicy(msgspec.Struct, frozen=True):
+    """How the callers of this cluster use a service. `drop_after` is the silence of a member that DROP waits for.
+
+    `weights` divide the calls among members, sorted by name: each gets its share as long as it has healthy endpoints;
+    members that are not named, or have 0, are called when none of these can be. Empty: the nearest are called.
+    """
+
+    when_stale: WhenStale = WhenStale.KEEP
+    drop_after: timedelta = timedelta()
+    weights: tuple[tuple[ClusterName, int], ...] = ()
 
 
 class TcpUse(msgspec.Struct, frozen=True, order=True):
@@ -124,6 +161,7 @@ class ExportedService(msgspec.Struct, frozen=True):
     """What one member offers to the others under one service name. `endpoints` are sorted by address.
 
     `changed_at` is when the origin's source saw the last change: the start of the convergence measurement.
+    `exported_at` is when the origin began to export it: of exports that contradict each other the oldest wins (MCS).
     """
 
     cluster: ClusterName
@@ -131,6 +169,7 @@ class ExportedService(msgspec.Struct, frozen=True):
     ports: tuple[ServicePort, ...]
     endpoints: tuple[Endpoint, ...]
     changed_at: datetime
+    exported_at: datetime = EPOCH
 
 
 class GatewayAddress(msgspec.Struct, frozen=True, order=True):
@@ -140,9 +179,32 @@ class GatewayAddress(msgspec.Struct, frozen=True, order=True):
     port: int = GATEWAY_PORT
 
 
-class MemberCluster(msgspec.Struct, frozen=True):
-    """A cluster of the mesh, as it describes itself.
+class Drain(msgspec.Struct, frozen=True):
+    """Calls are to leave a member: it gets `weight` percent (0 to 99) of what it would get, of `service` or of all.
 
+    Its own callers leave it too with `clients`. `sever` ends what is still open to it. `since` is when the drain began.
+    """
+
+    cluster: ClusterName
+    weight: int
+    since: datetime
+    service: ServiceKey | None = None
+    clients: bool = False
+    sever: bool = False
+
+
+class Departure(msgspec.Struct, frozen=True):
+    """A member that left the mesh by its own will, or was made to leave by an admin of this cluster (`by`)."""
+
+    cluster: ClusterName
+    at: datetime
+    by: str = ""
+
+
+class MemberCluster(msgspec.Struct, frozen=True):
+    """A cluster of the mesh, as it describes itself. `labels` are sorted, and nobody's word but its own.
+
+    `drains` are those that its own admin asked for; `has_left` is its farewell.
     `introduced_by` is empty when the record came from the member itself, else it is hearsay of that member: good enough
     to find the gateways, replaced as soon as the member speaks for itself.
     """
@@ -156,14 +218,26 @@ class MemberCluster(msgspec.Struct, frozen=True):
     wire_version: int = WIRE_VERSION
     certificate: str = ""
     introduced_by: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+    drains: tuple[Drain, ...] = ()
+    has_left: bool = False
 
 
 class Liveness(StrEnum):
-    """What is known of a member: LIVE (heard lately), STALE (silent too long), UNKNOWN (never heard)."""
+    """What is known of a member: LIVE (heard lately), STALE (silent too long), GONE (silent so long that its endpoints
+    are used no more, though still known), UNKNOWN (never heard)."""
 
     LIVE = "live"
     STALE = "stale"
+    GONE = "gone"
     UNKNOWN = "unknown"
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """The silence after which a member counts as stale, and as gone. The second is longer; None: never."""
+
+    stale_after: timedelta = timedelta(seconds=4)
+    gone_after: timedelta | None = timedelta(hours=24)
 
 
 class Freshness(msgspec.Struct, frozen=True):
@@ -219,6 +293,8 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     zones: tuple[str, ...] = ()
     gateways: tuple[GatewayAddress, ...] = ()
     peer_gateways: Mapping[ClusterName, tuple[GatewayAddress, ...]] = MappingProxyType({})
+    labels: tuple[tuple[str, str], ...] = ()
+    thresholds: Thresholds = Thresholds()
 
 
 class ProxyRole(StrEnum):

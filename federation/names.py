@@ -179,6 +179,16 @@ def freshness_key(cluster: ClusterName) -> str:
     return f"{ETCD_PREFIX}freshness/{cluster}"
 
 
+def drain_key(cluster: ClusterName, service: ServiceKey | None) -> str:
+    """Returns the etcd key of a Drain that an admin of this cluster asked for: of one service, or of all."""
+    return f"{ETCD_PREFIX}drains/{cluster}" + (f"/{service.namespace}/{service.name}" if service else "")
+
+
+def departure_key(cluster: ClusterName) -> str:
+    """Returns the etcd key of a Departure; under the own name: this cluster has left."""
+    return f"{ETCD_PREFIX}departures/{cluster}"
+
+
 def token_key(digest: str) -> str:
     """Returns the etcd key of a join token, by the hex SHA-256 of the token."""
     return f"{TOKENS_PREFIX}{digest}"
@@ -208,13 +218,13 @@ LEADER_KEY = f"{ETCD_PREFIX}leader"
 
 
 def parse_etcd_key(text: str) -> tuple[str, ClusterName, ServiceKey | None] | None:
-    """Inverse of the keys by cluster: ("members" | "exports" | "freshness", cluster, service). None for other keys."""
+    """Inverse of the keys by cluster: (kind, cluster, service), with the kinds below. None for other keys."""
     if not text.startswith(ETCD_PREFIX):
         return None
     match text.removeprefix(ETCD_PREFIX).split("/"):
-        case ["members" | "freshness" as kind, cluster]:
+        case ["members" | "freshness" | "drains" | "departures" as kind, cluster]:
             return kind, parse_cluster(cluster), None
-        case ["exports", cluster, namespace, name]:
-            return "exports", parse_cluster(cluster), ServiceKey(Namespace(namespace), name)
+        case ["exports" | "drains" as kind, cluster, namespace, name]:
+            return kind, parse_cluster(cluster), ServiceKey(Namespace(namespace), name)
         case _:
             return None

@@ -3,6 +3,7 @@
 Pure values; JSON by msgspec. Moments are aware UTC. Optional text is `""`.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 
@@ -14,12 +15,20 @@ from trust.join_tokens import TokenState
 from trust.statements import HeardStatement, TrustStatement
 
 
+class ProblemReport(msgspec.Struct, frozen=True, order=True, rename="camel"):
+    """Something that does not work now, and since when: `subject` is what ("etcd", "peer west"), `message` how."""
+
+    subject: str
+    message: str
+    since: datetime
+
+
 class StatusReport(msgspec.Struct, frozen=True, rename="camel"):
     """The health of one control plane replica.
 
     `waiting_for` names what must be listed before proxies are served ("source", "etcd", "join"); empty when ready.
     `leader` is the replica that leads as etcd last said, empty when unknown; `replicas` are the admin URLs of all.
-    `warnings` are those of TrustReport.
+    `warnings` are those of TrustReport; `problems` what this replica itself finds wrong now.
     """
 
     cluster: str
@@ -44,6 +53,24 @@ class StatusReport(msgspec.Struct, frozen=True, rename="camel"):
     certificate_expires: datetime | None = None
     findings: tuple[Finding, ...] = ()
     warnings: tuple[str, ...] = ()
+    problems: tuple[ProblemReport, ...] = ()
+
+
+class DrainReport(msgspec.Struct, frozen=True, rename="camel"):
+    """A drain in force: `cluster` gets `weight` percent of its calls, of `service` (`namespace/name`; "": of all).
+
+    `asked_of` is the member whose admin asked for it: the drained one, for the whole mesh, or the asked cluster, for
+    itself alone. `kept` are the services that only the drained member offers here: they stay.
+    """
+
+    cluster: str
+    service: str
+    weight: int
+    clients: bool
+    sever: bool
+    since: datetime
+    asked_of: str
+    kept: tuple[str, ...] = ()
 
 
 class ClusterReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -51,7 +78,8 @@ class ClusterReport(msgspec.Struct, frozen=True, rename="camel"):
 
     `exports` counts the services that this member offers; `via` is the gateway over which the asked replica hears it
     now (only the leader does), `problem` why it is not heard; `rejected` says what was refused from it and why.
-    `revoked` is who revoked it and why, empty when nobody did.
+    `revoked` is who revoked it and why, empty when nobody did. `refuses` says what it refused of ours and why,
+    `listens_since` since when it listens to the asked replica. `left` is when it left the mesh.
     """
 
     name: str
@@ -70,6 +98,11 @@ class ClusterReport(msgspec.Struct, frozen=True, rename="camel"):
     problem: str = ""
     rejected: tuple[str, ...] = ()
     revoked: str = ""
+    labels: Mapping[str, str] = {}
+    drains: tuple[DrainReport, ...] = ()
+    refuses: tuple[str, ...] = ()
+    listens_since: datetime | None = None
+    left: datetime | None = None
 
 
 class PlaceReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -81,8 +114,31 @@ class PlaceReport(msgspec.Struct, frozen=True, rename="camel"):
     endpoints: int
 
 
+class ExporterReport(msgspec.Struct, frozen=True, rename="camel"):
+    """A member that exports a service, as the asked cluster knows it; `since` is what decides a conflict (MCS)."""
+
+    cluster: str
+    since: datetime | None
+    ports: tuple[str, ...]
+    endpoints: int
+    state: Liveness
+
+
+class ConditionReport(msgspec.Struct, frozen=True, rename="camel"):
+    """A condition of the own ServiceExport, with the types and reasons of the MCS API (v1beta1)."""
+
+    type: str
+    status: str  # "True", "False" or "Unknown", as in Kubernetes
+    reason: str
+    message: str = ""
+
+
 class ServiceReport(msgspec.Struct, frozen=True, rename="camel"):
-    """One service name as the asked cluster sees it: here, in the others, or both."""
+    """One service name as the asked cluster sees it: here, in the others, or both.
+
+    `visible_to` are the members that the own export is shown to; `conditions` are those of the own ServiceExport.
+    `policy` is what its annotations say here, such as `drop after 30s` or `east=90, west=10`.
+    """
 
     namespace: str
     name: str
@@ -90,6 +146,10 @@ class ServiceReport(msgspec.Struct, frozen=True, rename="camel"):
     is_local: bool
     is_exported: bool
     places: tuple[PlaceReport, ...]
+    exporters: tuple[ExporterReport, ...] = ()
+    visible_to: tuple[str, ...] = ()
+    conditions: tuple[ConditionReport, ...] = ()
+    policy: tuple[str, ...] = ()
 
 
 class TypeReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -192,6 +252,38 @@ class RevocationReport(msgspec.Struct, frozen=True, rename="camel"):
     reason: str = ""
     sever: bool = False
     warning: str = ""
+
+
+class ServiceLoad(msgspec.Struct, frozen=True, rename="camel"):
+    """What the proxies of one replica sent to the pods of one member under a service port.
+
+    `open` are requests, streams and TCP connections under way at the last report; the others count since the replica
+    started: attempts begun, and those that ended in a 5xx or broke off.
+    """
+
+    service: str
+    port: int
+    member: str
+    open: int
+    issued: int
+    failed: int
+
+
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What one replica's proxies carry, by their own counters (Envoy's load reports).
+
+    `reporting` counts the proxies that reported within the last three intervals of `interval` seconds; `silent` names
+    those connected that did not. `at` is when the oldest of the reports that count was made.
+    """
+
+    cluster: str
+    replica: str
+    interval: float
+    reporting: int
+    silent: tuple[str, ...]
+    at: datetime | None
+    started: datetime
+    loads: tuple[ServiceLoad, ...]
 
 
 class ErrorReport(msgspec.Struct, frozen=True, rename="camel"):

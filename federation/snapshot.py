@@ -5,6 +5,7 @@ sections (which ready pods stand behind a service) is derived here, once, and on
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import msgspec
 
 from federation.model import (
+    Departure,
+    Drain,
     Endpoint,
     ExportedService,
     Finding,
@@ -22,6 +25,7 @@ from federation.model import (
     Service,
     ServiceExport,
     ServiceKey,
+    ServicePolicy,
     Trust,
 )
 from trust.bundle import Revocation
@@ -40,6 +44,11 @@ class Section(StrEnum):
     FRESHNESS = "freshness"
     TRUST = "trust"
     REVOCATIONS = "revocations"
+    POLICIES = "policies"
+    DRAINS = "drains"
+    DEPARTURES = "departures"
+    SILENCES = "silences"
+    VOUCHED = "vouched"
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -59,6 +68,8 @@ class Replace(msgspec.Struct, frozen=True):
 
 TRUST_KEY = ""
 """The one key of Section.TRUST."""
+VOUCHED_KEY = ""
+"""The one key of Section.VOUCHED."""
 
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
@@ -66,7 +77,10 @@ _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 class Snapshot(msgspec.Struct, frozen=True):
     """The picture at one revision. The mappings are never changed.
 
-    `trust` has at most one value, under TRUST_KEY; `revocations` are those of this cluster's own admin, by subject.
+    `trust` has at most one value, under TRUST_KEY; `revocations` and `drains` are those of this cluster's own admin, by
+    subject, and by member and service. `silences` says of members that are silent which of the spans that matter to
+    some policy has passed, the longest; `vouched` counts, under VOUCHED_KEY, how often this control plane has confirmed
+    endpoints that must not outlive its word.
     `endpoints` follows from services and pods, `revoked` (who is believed no longer,
     sorted by subject, never the own cluster as a whole) from trust and revocations.
     """
@@ -82,6 +96,11 @@ class Snapshot(msgspec.Struct, frozen=True):
     freshness: Mapping[ClusterName, Freshness] = _NOTHING
     trust: Mapping[str, Trust] = _NOTHING
     revocations: Mapping[str, Revocation] = _NOTHING
+    policies: Mapping[ServiceKey, ServicePolicy] = _NOTHING
+    drains: Mapping[tuple[ClusterName, ServiceKey | None], Drain] = _NOTHING
+    departures: Mapping[ClusterName, Departure] = _NOTHING
+    silences: Mapping[ClusterName, timedelta] = _NOTHING
+    vouched: Mapping[str, int] = _NOTHING
     revoked: tuple[Revocation, ...] = ()
 
 

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from enum import StrEnum
 
 import msgspec
@@ -43,24 +44,33 @@ class Path(StrEnum):
 
 
 class PlacedEndpoint(msgspec.Struct, frozen=True):
-    """An endpoint as seen from here. `priority` counts from 0, the nearest, without gaps within its service."""
+    """An endpoint as seen from here. `priority` counts from 0, the nearest, without gaps within its service.
+
+    Of one priority, endpoints are called in proportion to `weight`, which is 1 or more.
+    """
 
     member: ClusterName
     endpoint: Endpoint
     priority: int
     path: Path
+    weight: int = 1
 
 
 class ResolvedService(msgspec.Struct, frozen=True):
     """Ports of a service under one host name, and the endpoints that serve all of them, sorted by priority.
 
     Members may offer different ports under one mesh-wide name: then a host comes several times, with other ports.
+
+    The endpoints are not to be used for longer than `expires_after` once the control plane is silent; None: for ever.
+    `vouched` counts how often it has confirmed such endpoints, 0 for others.
     """
 
     key: ServiceKey
     host: str
     ports: tuple[ServicePort, ...]
     endpoints: tuple[PlacedEndpoint, ...]
+    expires_after: timedelta | None = None
+    vouched: int = 0
 
 
 class ResolvedPeer(msgspec.Struct, frozen=True):

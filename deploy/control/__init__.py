@@ -9,6 +9,7 @@
     identity     its own certificate, and those of its proxies
     admissions   who may be told something              tokens     the join tokens that are asked for at this door
     proxies      what each proxy is told (the compilers)
+    drain_backend    which members calls are to leave    departures   who leaves the mesh
     audit        who got or was refused an identity, and what was done to trust, in a file
 
 Before the cluster has joined a mesh only the admin API is open. Proxies and peers are served once the picture is whole.

@@ -5,18 +5,22 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from deploy.control import keeper
+from deploy.control.departures import Departures
+from deploy.control.drain_backend import DrainBackend
 from deploy.control.membership import Joining
 from deploy.control.options import ControlOptions
 from deploy.control.reports import cluster_reports, gauges, introduction, is_in_step, proxy_report, service_reports
 from deploy.control.tokens import Tokens
 from deploy.control.trust_backend import TrustBackend
-from federation.admin import AdminRefused, RevocationOrder, TokenOrder, TrustDocuments
+from federation.admin import AdminRefused, DrainOrder, RevocationOrder, TokenOrder, TrustDocuments
 from federation.model import CONTROL_ADMIN_PORT
 from federation.names import host_port
 from federation.peering.peers import PeerStatus
 from federation.reports import (
     ClusterReport,
+    DrainReport,
     KnownTokenReport,
+    LoadReport,
     ProxyReport,
     RevocationReport,
     ServiceReport,
@@ -50,6 +54,15 @@ class MemberParts(Protocol):
     def trust_backend(self) -> TrustBackend:
         """Answers what is asked about trust."""
 
+    @property
+    def drain_backend(self) -> DrainBackend:
+        """Answers what is asked about drains."""
+
+    @property
+    def departures(self) -> Departures:
+        """Answers what is asked about leaving."""
+
+    def load(self) -> LoadReport: ...
     def proxies(self) -> tuple[ProxyStatus, ...]: ...
     def peers(self) -> tuple[PeerStatus, ...]: ...
 
@@ -126,13 +139,7 @@ class Backend:
 
     def member(self) -> Introduction:
         """Returns how this cluster introduces itself; raises AdminRefused before it is a member."""
-        if self.parts is None:
-            name = self._options.settings.name
-            raise AdminRefused(
-                f"{name} is no member of a mesh yet: it cannot introduce anybody",
-                f"isthmus join {name} --root DIR comes first",
-                status=409,
-            )
+        self._member("it cannot introduce anybody")
         return introduction(self._options.settings)
 
     def metrics(self) -> bytes:
@@ -184,16 +191,45 @@ class Backend:
         """Undoes `revoke`."""
         return await self._trust_backend.restore(subject, asked_by=asked_by)
 
+    def drains(self) -> tuple[DrainReport, ...]:
+        """Returns which members calls are leaving."""
+        return self._member("nobody calls").drain_backend.drains()
+
+    async def drain(self, order: DrainOrder, *, asked_by: str) -> tuple[DrainReport, ...]:
+        """Has calls leave a member, step by step."""
+        return await self._member("nobody calls").drain_backend.drain(order, asked_by=asked_by)
+
+    async def undrain(self, cluster: str, service: str, *, asked_by: str) -> tuple[DrainReport, ...]:
+        """Undoes `drain`."""
+        return await self._member("nobody calls").drain_backend.undrain(cluster, service, asked_by=asked_by)
+
+    def load(self) -> LoadReport:
+        """Returns what the proxies of this replica carry."""
+        return self._member("it has no proxies").load()
+
+    async def leave(self, *, asked_by: str) -> StatusReport:
+        """Has this cluster leave the mesh."""
+        await self._member("there is nothing to leave").departures.leave(asked_by=asked_by)
+        return self.status()
+
+    async def forget(self, cluster: str, *, asked_by: str) -> tuple[ClusterReport, ...]:
+        """Has this cluster forget a member."""
+        await self._member("it knows nobody").departures.forget(cluster, asked_by=asked_by)
+        return self.clusters()
+
     @property
     def _trust_backend(self) -> TrustBackend:
+        return self._member("it has no trust of its own").trust_backend
+
+    def _member(self, otherwise: str) -> MemberParts:
         if self.parts is None:
             name = self._options.settings.name
             raise AdminRefused(
-                f"{name} is no member of a mesh yet: it has no trust of its own",
+                f"{name} is no member of a mesh yet: {otherwise}",
                 f"isthmus join {name} --root DIR comes first",
                 status=409,
             )
-        return self.parts.trust_backend
+        return self.parts
 
     def _gauges(self) -> Gauges:
         parts = self.parts

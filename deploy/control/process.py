@@ -18,6 +18,8 @@ from deploy.control import keeper
 from deploy.control.admissions import Admissions
 from deploy.control.audit import Trail
 from deploy.control.backend import Backend
+from deploy.control.departures import Departures
+from deploy.control.drain_backend import DrainBackend
 from deploy.control.keeper import Keeper
 from deploy.control.membership import Joining
 from deploy.control.options import ControlOptions, admin_token
@@ -36,10 +38,12 @@ from federation.peering.offer import Offer
 from federation.peering.peers import Peers, PeerStatus
 from federation.peering.publisher import Publisher
 from federation.peering.replica import Replica
+from federation.reports import LoadReport
 from federation.sources.manifests import ManifestSource
 from federation.store import MeshStore
 from federation.telemetry import Telemetry
 from federation.xds.ads import AdsServer, ProxyStatus
+from federation.xds.loads import LoadServer
 from federation.xds.server import SERVER_OPTIONS
 from trust.attestation import Door
 from trust.audit import AuditEvent, AuditKind
@@ -164,6 +168,9 @@ class Member:
             leaf_lifetime=options.leaf_lifetime,
             on_event=self._note,
         )
+        self.drain_backend = DrainBackend(settings, store=store, etcd=etcd)
+        self.departures = Departures(settings, store=store, etcd=etcd)
+        self._loads = LoadServer(store, cluster=settings.name, replica=options.replica)
         self._is_serving = False
 
     @property
@@ -180,6 +187,10 @@ class Member:
     def certificate_expires(self) -> datetime | None:
         """When the control plane's own certificate expires; None when there is none."""
         return self._keeper.identity.expires
+
+    def load(self) -> LoadReport:
+        """What the proxies of this replica carry."""
+        return self._loads.report()
 
     def proxies(self) -> tuple[ProxyStatus, ...]:
         """The proxies of this replica."""

@@ -9,13 +9,16 @@ each other.
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TypeVar
 
 import msgspec
 
 from federation.model import (
+    EPOCH,
     ClusterSettings,
+    Departure,
+    Drain,
     Endpoint,
     ExportedService,
     Freshness,
@@ -36,12 +39,14 @@ MOST_PORTS = 100
 """Ports of one service: each is a cluster in every sidecar, with all the endpoints. An EndpointSlice has as many."""
 
 _BROADCAST = ipaddress.ip_address("255.255.255.255")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PORTS = range(1, 65536)
 _WIRE_VERSIONS = range(1 << 31)  # msgspec reads integers of any length, and writes none beyond 64 bits
+_DRAIN_WEIGHTS = range(100)
 _LONGEST_WORD = 253  # characters, of a name or a place
 _LONGEST_LABEL = 317  # characters; a Kubernetes label's key is a DNS name, a slash and 63 more
 _LONGEST_CERTIFICATE = 16384  # characters of PEM, as in a grant
+_MOST_LABELS = 64  # of a member
+_MOST_DRAINS = 1000  # likewise: services that are drained one by one
 _MOST_PLACES = 64  # zones, and gateways, of one member, as in a grant
 _T = TypeVar("_T")
 
@@ -57,8 +62,13 @@ class Beat(msgspec.Struct, frozen=True):
     count: int
 
 
-def own_member(settings: ClusterSettings, *, certificate: str = "") -> MemberCluster:
-    """Returns the record by which this cluster describes itself; `certificate` is its intermediate (PEM)."""
+def own_member(
+    settings: ClusterSettings, *, certificate: str = "", drains: Iterable[Drain] = (), has_left: bool = False
+) -> MemberCluster:
+    """Returns the record by which this cluster describes itself; `certificate` is its intermediate (PEM).
+
+    `drains` are those of this cluster that its own admin asked for.
+    """
     return MemberCluster(
         name=settings.name,
         network=settings.network,
@@ -67,6 +77,9 @@ def own_member(settings: ClusterSettings, *, certificate: str = "") -> MemberClu
         cloud=settings.cloud,
         zones=settings.zones,
         certificate=certificate,
+        labels=settings.labels,
+        drains=tuple(sorted(drains, key=lambda drain: str(drain.service or ""))),
+        has_left=has_left,
     )
 
 
@@ -95,7 +108,7 @@ def offered(
     return offers
 
 
-def encode(value: ExportedService | MemberCluster | Freshness | Beat) -> bytes:
+def encode(value: ExportedService | MemberCluster | Freshness | Drain | Departure | Beat) -> bytes:
     """Prints a record. Equal values have equal bytes."""
     return msgspec.json.encode(value)
 
@@ -115,13 +128,23 @@ def decode_freshness(body: bytes) -> Freshness:
     return _decode(body, Freshness)
 
 
+def decode_drain(body: bytes) -> Drain:
+    """Parses and judges a record of a drain; raises Malformed."""
+    return _check_drain(_decode(body, Drain))
+
+
+def decode_departure(body: bytes) -> Departure:
+    """Parses a record of a member that left; raises Malformed."""
+    return _decode(body, Departure)
+
+
 def export_version(exported: ExportedService) -> str:
     """Returns the version of an offer: a hash of all but `changed_at`.
 
     Replicas of a control plane see a change at different moments, yet offer the same version: a peer that comes back
     to another replica is not sent everything again.
     """
-    return make_resource("", encode(msgspec.structs.replace(exported, changed_at=_EPOCH))).version
+    return make_resource("", encode(msgspec.structs.replace(exported, changed_at=EPOCH))).version
 
 
 def export_resource(exported: ExportedService) -> Resource:
@@ -177,6 +200,14 @@ def read_member(name: str, body: bytes, speaker: ClusterName) -> MemberCluster:
         raise Malformed(f"more than {_MOST_PLACES} zones or gateways")
     for word in (member.network, member.region, member.cloud, *member.zones):
         _check_text(word, "the member's network or place")
+    if len(member.labels) > _MOST_LABELS or len(member.drains) > _MOST_DRAINS:
+        raise Malformed(f"more than {_MOST_LABELS} labels or {_MOST_DRAINS} drains")
+    for label in member.labels:
+        for word in label:
+            _check_text(word, "a label of the member", longest=_LONGEST_LABEL)
+    for drain in member.drains:
+        if _check_drain(drain).cluster != member.name:
+            raise Malformed(f"{member.name} may not drain {drain.cluster}")
     if member.wire_version not in _WIRE_VERSIONS or len(member.certificate) > _LONGEST_CERTIFICATE:
         raise Malformed("the wire version or the certificate cannot be true")
     return msgspec.structs.replace(
@@ -254,6 +285,14 @@ def _check_gateways(gateways: tuple[GatewayAddress, ...]) -> tuple[GatewayAddres
             raise Malformed(f"a gateway's port is out of range: {gateway.port}")
     found = [GatewayAddress(_check_address(gateway.address, "a gateway"), gateway.port) for gateway in gateways]
     return tuple(dict.fromkeys(found))  # Envoy wants an address once
+
+
+def _check_drain(drain: Drain) -> Drain:
+    if drain.weight not in _DRAIN_WEIGHTS:
+        raise Malformed(f"a drain leaves 0 to 99 percent, not {drain.weight}")
+    if drain.since.tzinfo is None:
+        raise Malformed("a drain's beginning has no time zone")
+    return drain
 
 
 def _check_text(text: str, what: str, *, longest: int = _LONGEST_WORD) -> None:

@@ -3,6 +3,8 @@
 members/<cluster>                      a MemberCluster          picture: members
 exports/<cluster>/<namespace>/<name>   an ExportedService       picture: imports, if it is of another cluster
 freshness/<cluster>                    a Freshness              picture: freshness
+drains/<cluster>[/<namespace>/<name>]  a Drain                  picture: drains, those of the own admin
+departures/<cluster>                   a Departure              picture: departures
 revocations/<subject>                  a Revocation             picture: revocations, those of the own admin
 trust/statements/<cluster>             a HeardStatement         none (see trust_records)
 trust/grants/<cluster>                 a Grant                  none
@@ -63,6 +65,10 @@ def place_of(key: str) -> Place | None:
             return Place(Section.FRESHNESS, cluster, cluster)
         case ("exports", cluster, service):
             return Place(Section.IMPORTS, cluster, (cluster, service))
+        case ("drains", cluster, service):
+            return Place(Section.DRAINS, cluster, (cluster, service))
+        case ("departures", cluster, None):
+            return Place(Section.DEPARTURES, cluster, cluster)
         case _:
             return None
 
@@ -81,6 +87,16 @@ def read_record(key: str, body: bytes) -> object:
             return exports.decode_freshness(body)
         case ("exports", cluster, service):
             return exports.read_export(str(service), body, cluster)
+        case ("drains", cluster, service):
+            drain = exports.decode_drain(body)
+            if (drain.cluster, drain.service) != (cluster, service):
+                raise Malformed(f"the record is about {drain.cluster!r} and {drain.service}")
+            return drain
+        case ("departures", cluster, None):
+            departure = exports.decode_departure(body)
+            if departure.cluster != cluster:
+                raise Malformed(f"the record is about {departure.cluster!r}")
+            return departure
         case _:
             raise Malformed("no record is kept under this key")
 

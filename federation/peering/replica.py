@@ -26,7 +26,15 @@ log = logging.getLogger(__name__)
 ORIGIN = "etcd"
 """Name under which the store waits for the first listing."""
 
-_SECTIONS = (Section.MEMBERS, Section.IMPORTS, Section.FRESHNESS, Section.REVOCATIONS)
+_SECTIONS = (
+    Section.MEMBERS,
+    Section.IMPORTS,
+    Section.FRESHNESS,
+    Section.REVOCATIONS,
+    Section.DRAINS,
+    Section.DEPARTURES,
+)
+_OF_OTHERS = frozenset({Section.IMPORTS, Section.FRESHNESS})
 _WHERE = "etcd "
 """Begins the place of a finding about a record: the key follows."""
 
@@ -128,7 +136,7 @@ class Replica:
     def _place(self, key: str) -> Place | None:
         """Returns where a record belongs in the picture; None for what this cluster tells the others."""
         place = place_of(key)
-        if place is None or (place.section is not Section.MEMBERS and place.cluster == self._settings.name):
+        if place is None or (place.section in _OF_OTHERS and place.cluster == self._settings.name):
             return None
         return place
 
