@@ -8,6 +8,7 @@
                     statements (the sum of what the own proxies acknowledged) P
     decides         exports (what is offered, and what is believed) P - freshness (live or stale) P
                     membership (is there such a member, is it revoked) P - allowance (how much a peer may have kept) P
+                    visibility (which members get to know an export) P
     wakes           news (something happened that you have not seen)
 
 Publisher and peers are the leader's; offer, introductions and replica run in every replica. A cluster speaks for itself
