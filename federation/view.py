@@ -46,7 +46,8 @@ class Path(StrEnum):
 class PlacedEndpoint(msgspec.Struct, frozen=True):
     """An endpoint as seen from here. `priority` counts from 0, the nearest, without gaps within its service.
 
-    Of one priority, endpoints are called in proportion to `weight`, which is 1 or more.
+    Of one priority, endpoints are called in proportion to `weight`, which is 1 or more. What `is_draining` gets no new
+    call, and is in a priority of its own after all others: Envoy counts what is still open only at hosts it knows.
     """
 
     member: ClusterName
@@ -54,6 +55,7 @@ class PlacedEndpoint(msgspec.Struct, frozen=True):
     priority: int
     path: Path
     weight: int = 1
+    is_draining: bool = False
 
 
 class ResolvedService(msgspec.Struct, frozen=True):
