@@ -1,7 +1,7 @@
 """`isthmus lab`: a whole mesh on this machine, and what can be done to it.
 
-TARGET is CLUSTER, CLUSTER/control[-N], CLUSTER/etcd, CLUSTER/gateway[-N] or CLUSTER/NAMESPACE/WORKLOAD[-N], the last
-also with /app or /sidecar. Without N it means all of them; for `exec` and `load` the first.
+TARGET is CLUSTER, CLUSTER/control[-N], CLUSTER/etcd[-N], CLUSTER/gateway[-N] or CLUSTER/NAMESPACE/WORKLOAD[-N],
+the last also with /app or /sidecar. Without N it means all of them; for `exec` and `load` the first.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from deploy.lab.client import LabClient
 from deploy.lab.demo import ChapterReport, DemoReport, run_demo
 from deploy.lab.links import LinkState
 from deploy.lab.load import Load, LoadReport, summarise
-from deploy.lab.plan import parse_duration
+from deploy.lab.plan_file import parse_duration
 from deploy.lab.reports import Action, LabReport, Phase
 from deploy.lab.state import folder
 from deploy.lab.targets import UnknownTarget, select
@@ -82,7 +82,7 @@ def lab() -> None:
 
     No root, no containers: real processes on addresses of their own in 127.0.0.0/8.
 
-    TARGET is CLUSTER, CLUSTER/control[-N], CLUSTER/etcd, CLUSTER/gateway[-N] or CLUSTER/NAMESPACE/WORKLOAD[-N], the
+    TARGET is CLUSTER, CLUSTER/control[-N], CLUSTER/etcd[-N], CLUSTER/gateway[-N] or CLUSTER/NAMESPACE/WORKLOAD[-N], the
     last also with /app or /sidecar. Without N it means all of them; for `exec` and `load` the first.
     """
 
@@ -176,7 +176,13 @@ def exec_(target: str, command: Sequence[str], *, name: str) -> None:
         raise CommandFailed(f"{command[0]}: {error.strerror}", "give a program that is on the PATH") from error
 
 
-_DONE = {Action.KILL: "killed", Action.START: "started", Action.PAUSE: "paused", Action.RESUME: "resumed"}
+_DONE = {
+    Action.KILL: "killed",
+    Action.START: "started",
+    Action.PAUSE: "paused",
+    Action.RESUME: "resumed",
+    Action.WIPE: "wiped",
+}
 
 
 def _action(action: Action, summary: str) -> None:
@@ -197,6 +203,7 @@ _action(Action.KILL, "End TARGET at once (kill -9), until it is started again.")
 _action(Action.START, "Start what does not run of TARGET.")
 _action(Action.PAUSE, "Freeze TARGET (SIGSTOP): it keeps its connections and answers nothing.")
 _action(Action.RESUME, "Let a paused TARGET go on.")
+_action(Action.WIPE, "End an etcd at once and delete its data: it comes back empty when it is started again.")
 
 
 @lab.command()
@@ -206,7 +213,10 @@ _action(Action.RESUME, "Let a paused TARGET go on.")
 @_name_option
 @output_option
 def cut(one: str, other: str, output: str, *, refuse: bool, name: str) -> None:
-    """Cut the link between clusters A and B, in both directions."""
+    """Cut the link between clusters A and B, in both directions, or between a control plane and its etcd.
+
+    For the latter A and B are CLUSTER/control[-N] and CLUSTER/etcd[-N].
+    """
     state = LinkState.REFUSING if refuse else LinkState.SILENT
     report = _ask(name, lambda client: client.set_link(one, other, state))
     how = "refused" if refuse else "nothing comes through"
@@ -219,7 +229,7 @@ def cut(one: str, other: str, output: str, *, refuse: bool, name: str) -> None:
 @_name_option
 @output_option
 def heal(one: str, other: str, output: str, *, name: str) -> None:
-    """Heal the link between clusters A and B."""
+    """Heal the link between clusters A and B, or CLUSTER/control[-N] and CLUSTER/etcd[-N]."""
     report = _ask(name, lambda client: client.set_link(one, other, LinkState.OPEN))
     show(report, output, lambda: f"The link between {one} and {other} is open.")
 

@@ -83,8 +83,9 @@ def render_status(report: LabReport) -> list[RenderableType]:
         "",
         table(["PROCESS", "ZONE", "STATE", "READY", "ADDRESS", "PID", "AGE", "MIB"], rows),
     ]
-    if report.links:
-        links = [(" - ".join(link.between), _link(link.state), f"{link.latency:g} ms") for link in report.links]
+    shown_links = [*report.links, *(link for link in report.etcd_links if link.state is not LinkState.OPEN)]
+    if shown_links:
+        links = [(" - ".join(link.between), _link(link.state), f"{link.latency:g} ms") for link in shown_links]
         shown += ["", table(["LINK", "STATE", "ROUND TRIP"], links)]
     shown += [
         "",

@@ -88,9 +88,11 @@ def _processes(lab: Lab, cluster: Cluster, *kinds: Kind) -> list[ProcessId]:
 
 
 async def _start_control(lab: Lab, http: aiohttp.ClientSession, cluster: Cluster) -> None:
-    [etcd] = _processes(lab, cluster, Kind.ETCD)
-    await lab.start_process(etcd)
-    await _until(lab, etcd, lambda: _answers(http, f"http://{lab.address(etcd)}:{ETCD_CLIENT_PORT}/health"))
+    etcds = _processes(lab, cluster, Kind.ETCD)
+    for etcd in etcds:
+        await lab.start_process(etcd)  # one of three is not healthy without a second
+    for etcd in etcds:
+        await _until(lab, etcd, partial(_answers, http, f"http://{lab.address(etcd)}:{ETCD_CLIENT_PORT}/health"))
     replicas = _processes(lab, cluster, Kind.CONTROL)
     for replica in replicas:
         await lab.start_process(replica)

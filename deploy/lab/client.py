@@ -60,7 +60,7 @@ class LabClient:
         return await self._call("POST", "/v1/actions", ActionReport, body=ActionRequest(action, target))
 
     async def set_link(self, one: str, other: str, state: LinkState) -> LinkReport:
-        """Cuts or heals the link between two clusters."""
+        """Cuts or heals what is between two clusters, or a control plane and its etcd."""
         return await self._call("POST", "/v1/links", LinkReport, body=LinkRequest((one, other), state))
 
     async def down(self) -> LabReport:

@@ -3,14 +3,16 @@
 import importlib.metadata
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from deploy.lab.addresses import ETCD_CLIENT_PORT, ETCD_PEER_PORT, Addresses, Instance
 from deploy.lab.plan import Cluster, Plan
+from deploy.lab.plan_file import NEVER
 from deploy.lab.state import Folder
 from deploy.lab.targets import ProcessId
-from federation.model import GATEWAY_PORT, OUTBOUND_PORT
+from federation.model import GATEWAY_PORT, OUTBOUND_PORT, Thresholds
 from federation.names import host_port
 
 _PROXY_VARIABLES = frozenset(
@@ -60,14 +62,21 @@ def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def etcd_command(name: str, address: str, data: Path) -> tuple[str, ...]:
-    """Returns the command of a cluster's etcd, a single node."""
-    client, peer = f"http://{address}:{ETCD_CLIENT_PORT}", f"http://{address}:{ETCD_PEER_PORT}"
+def etcd_command(process: ProcessId, addresses: Addresses, data: Path) -> tuple[str, ...]:
+    """Returns the command of one node of a cluster's etcd."""
+    nodes = addresses.clusters[process.cluster].etcd
+    names = [process.cluster if len(nodes) == 1 else f"{process.cluster}-{number}" for number in _count(nodes)]
+    peers = [f"http://{address}:{ETCD_PEER_PORT}" for address in nodes]
+    mine = max(process.number - 1, 0)
+    name, client, peer = names[mine], f"http://{nodes[mine]}:{ETCD_CLIENT_PORT}", peers[mine]
+    everybody = ",".join(f"{name}={peer}" for name, peer in zip(names, peers, strict=True))
     return (
         str(etcd_program()),
         *("--name", name, "--data-dir", str(data)),
         *("--listen-client-urls", client, "--advertise-client-urls", client),
-        *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"{name}={peer}"),
+        *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", everybody),
+        # nobody else compacts a lab's etcd, and one that runs for days would fill up
+        *("--auto-compaction-mode", "periodic", "--auto-compaction-retention", "5m"),
         *("--log-level", "warn"),
         # a lab kills processes, not the kernel: what was written survives, and a laptop's disk is not asked to sync
         "--unsafe-no-fsync",
@@ -87,14 +96,31 @@ def control_command(
     command += ["--name", f"control-{number}", "--cluster", cluster.name, "--domain", plan.domain]
     command += ["--region", cluster.region, "--zones", ",".join(cluster.zones), "--network", cluster.network]
     command += ["--cloud", cluster.cloud] if cluster.cloud else []
-    command += ["--etcd", f"http://{mine.etcd}:{ETCD_CLIENT_PORT}", "--data", str(folder.of(cluster.name, "control"))]
+    etcds = [each.listen for each in addresses.etcd_links if (each.cluster, each.replica) == (cluster.name, number)]
+    command += ["--etcd", ",".join(f"http://{host_port(each.address, each.port)}" for each in etcds)]
+    command += ["--data", str(folder.of(cluster.name, "control"))]
     command += ["--address", mine.control[number - 1], "--control-addresses", ",".join(mine.control)]
     command += ["--gateways", ",".join(host_port(address, GATEWAY_PORT) for address in mine.gateways)]
     for peer, relays in peers.items():
         command += ["--peer-gateways", f"{peer}={','.join(relays)}"]
     for path in manifests:
         command += ["--manifests", str(path)]
-    return tuple(command)
+    return (*command, *_federation_options(cluster))
+
+
+def _federation_options(cluster: Cluster) -> Iterator[str]:
+    """Yields what the lab file says beyond defaults, so that ISTHMUS_STALE_AFTER and its like set the rest."""
+    default, said = Thresholds(), cluster.thresholds
+    if cluster.labels:
+        yield from ("--labels", ",".join(f"{label}={value}" for label, value in cluster.labels))
+    if said.stale_after != default.stale_after:
+        yield from ("--stale-after", _span(said.stale_after))
+    if said.gone_after != default.gone_after:
+        yield from ("--gone-after", NEVER if said.gone_after is None else _span(said.gone_after))
+
+
+def _span(span: timedelta) -> str:
+    return f"{span // timedelta(seconds=1)}s"
 
 
 def envoy_command(folder: Path) -> tuple[str, ...]:
@@ -137,7 +163,7 @@ def exec_environment(process: ProcessId, addresses: Addresses, folder: Folder) -
     """Returns what a command needs beside the usual to work on an etcd or a control plane."""
     mine = addresses.clusters[process.cluster]
     return {
-        "ETCDCTL_ENDPOINTS": f"http://{mine.etcd}:{ETCD_CLIENT_PORT}",
+        "ETCDCTL_ENDPOINTS": ",".join(mine.etcd_urls),
         "ISTHMUS_ADMIN": mine.admin_urls[0],
         "ISTHMUS_ADMIN_TOKEN_FILE": str(admin_token_file(folder, process.cluster)),
     }
@@ -146,6 +172,10 @@ def exec_environment(process: ProcessId, addresses: Addresses, folder: Folder) -
 def admin_token_file(folder: Folder, cluster: str) -> Path:
     """Returns where a cluster's control plane keeps the token of its admin API."""
     return folder.of(cluster, "control", "admin-token")
+
+
+def _count(nodes: Sequence[str]) -> range:
+    return range(1, len(nodes) + 1)
 
 
 def _facts(instance: Instance) -> dict[str, str]:

@@ -25,6 +25,7 @@ class Action(StrEnum):
     START = "start"
     PAUSE = "pause"
     RESUME = "resume"
+    WIPE = "wipe"
 
 
 class ProcessReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -46,7 +47,7 @@ class ProcessReport(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class LinkReport(msgspec.Struct, frozen=True, rename="camel"):
-    """What lies between two clusters; `latency` is the round trip in milliseconds."""
+    """What lies between two ends, such as two clusters; `latency` is the round trip in milliseconds."""
 
     between: tuple[str, str]
     state: LinkState
@@ -63,12 +64,14 @@ class ClusterReport(msgspec.Struct, frozen=True, rename="camel"):
     network: str
     admin: str
     admin_token_file: str
-    etcd: str
+    etcd: tuple[str, ...]
     gateways: tuple[str, ...]
 
 
 class LabReport(msgspec.Struct, frozen=True, rename="camel"):
     """The whole lab. `events` tells what happened so far while it started, oldest first.
+
+    `links` are those between clusters, `etcd_links` those from control planes to their etcds.
 
     Memory of all its processes, the lab's own included: `resident_bytes` counts shared pages once for each process that
     has them, `proportional_bytes` once.
@@ -85,6 +88,7 @@ class LabReport(msgspec.Struct, frozen=True, rename="camel"):
     clusters: tuple[ClusterReport, ...]
     processes: tuple[ProcessReport, ...]
     links: tuple[LinkReport, ...]
+    etcd_links: tuple[LinkReport, ...]
     resident_bytes: int = 0
     proportional_bytes: int = 0
 
@@ -113,7 +117,7 @@ class ActionRequest(msgspec.Struct, frozen=True):
 
 
 class LinkRequest(msgspec.Struct, frozen=True):
-    """Asks to change the link between two clusters."""
+    """Asks to change what is between two ends."""
 
     between: tuple[str, str]
     state: LinkState

@@ -186,7 +186,7 @@ async def _run(
     watch: Watch,
 ) -> None:
     for cluster in plan.clusters:
-        for part in ("etcd", "control", "pods"):
+        for part in ("control", "pods"):
             folder.of(cluster.name, part).mkdir(mode=0o700, parents=True)
     lab = Lab(plan, assign(plan, slot), folder=folder, source=file, environ=os.environ)
     write_atomically(folder.contexts, msgspec.json.encode(lab.contexts()).decode())

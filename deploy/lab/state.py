@@ -7,7 +7,7 @@
         contexts.json                admin addresses by cluster, for the command line
         root/                        the root of trust
         logs/                        one file per process
-        <cluster>/{etcd,control,pods}/
+        <cluster>/{etcd,control,pods}/     etcd-1 to etcd-3 where it has three nodes
         <cluster>/proxies/<name>/    bootstrap and token of an Envoy
 
 `<home>` is $ISTHMUS_HOME, or ~/.local/state/isthmus.
@@ -82,6 +82,10 @@ class Folder(msgspec.Struct, frozen=True):
     def of(self, cluster: str, *parts: str) -> Path:
         """A folder of a cluster."""
         return self.path.joinpath(cluster, *parts)
+
+    def etcd(self, process: ProcessId) -> Path:
+        """The data of an etcd."""
+        return self.path.joinpath(str(process))
 
     def proxy(self, process: ProcessId) -> Path:
         """Bootstrap and token of an Envoy. Sidecars are apart by namespace; no pod is called as a gateway."""

@@ -8,6 +8,7 @@ async with TaskGroup                                    lives as long as any pro
 
 import asyncio
 import os
+import shutil
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from deploy.failures import CommandFailed
 from deploy.lab import commands
 from deploy.lab.addresses import Addresses, Instance
 from deploy.lab.kubelet import Kubelet
-from deploy.lab.links import Link, LinkState, Pair
+from deploy.lab.links import LinkState
 from deploy.lab.plan import Plan
 from deploy.lab.processes import Child, Command, Guard, Memory, StartFailed, State, memory
 from deploy.lab.reports import (
@@ -33,6 +34,7 @@ from deploy.lab.reports import (
 )
 from deploy.lab.state import Folder
 from deploy.lab.targets import Kind, ProcessId, UnknownTarget, all_processes, select
+from deploy.lab.wiring import Wiring
 
 Service = Callable[[], Coroutine[None, None, None]]
 """Something that runs as long as the lab does."""
@@ -73,7 +75,7 @@ class Lab:
             {cluster.name: folder.of(cluster.name, "pods") for cluster in plan.clusters},
             lambda name: name in self.children and self.children[name].is_alive,
         )
-        self._links = self._make_links()
+        self._wiring = Wiring(plan, addresses)
         self.children: dict[str, Child] = {}
         self._phase = Phase.STARTING
         self._events: list[str] = []
@@ -125,9 +127,12 @@ class Lab:
         before = {process: self.children[str(process)].state for process in chosen}
         match action:
             case Action.KILL:
-                async with asyncio.TaskGroup() as group:
-                    for process in chosen:
-                        group.create_task(self.children[str(process)].kill())
+                await self._kill(chosen)
+            case Action.WIPE:
+                self._check_wipe(chosen)
+                await self._kill(chosen)
+                for process in chosen:
+                    await asyncio.to_thread(shutil.rmtree, self.folder.etcd(process), ignore_errors=True)
             case Action.START:
                 for process in chosen:
                     await self.start_process(process)
@@ -137,7 +142,8 @@ class Lab:
             case Action.RESUME:
                 for process in chosen:
                     self.children[str(process)].resume()
-        changed = [process for process in chosen if self.children[str(process)].state is not before[process]]
+        is_wipe = action is Action.WIPE  # it changes also what was dead before
+        changed = [each for each in chosen if is_wipe or self.children[str(each)].state is not before[each]]
         return ActionReport(
             changed=tuple(map(str, changed)),
             unchanged=tuple(str(process) for process in chosen if process not in changed),
@@ -145,13 +151,8 @@ class Lab:
         )
 
     async def set_link(self, one: str, other: str, state: LinkState) -> LinkReport:
-        """Cuts or heals the link between two clusters. Raises CommandFailed."""
-        link = self._links.get(frozenset((one, other)))
-        if link is None:
-            names = ", ".join(cluster.name for cluster in self.plan.clusters)
-            raise CommandFailed(f"there is no link between {one!r} and {other!r}", f"clusters are: {names}")
-        await link.set(state)
-        return self._link_report(frozenset((one, other)))
+        """Cuts or heals what is between two clusters, or a control plane and its etcd. Raises CommandFailed."""
+        return await self._wiring.set(one, other, state)
 
     def select(self, target: str) -> tuple[ProcessId, ...]:
         """Returns the processes that a target means. Raises CommandFailed."""
@@ -175,7 +176,7 @@ class Lab:
         mine = self.addresses.clusters[process.cluster]
         match process.kind:
             case Kind.ETCD:
-                return mine.etcd
+                return mine.etcd[max(process.number - 1, 0)]
             case Kind.CONTROL:
                 return mine.control[process.number - 1]
             case Kind.GATEWAY:
@@ -208,7 +209,8 @@ class Lab:
             events=tuple(self._events),
             clusters=tuple(self._cluster_report(cluster.name) for cluster in self.plan.clusters),
             processes=tuple(self._process_report(each, sizes.get(str(each), Memory())) for each in self._processes),
-            links=tuple(self._link_report(pair) for pair in self._links),
+            links=self._wiring.report(),
+            etcd_links=self._wiring.report_etcd(),
             resident_bytes=total.resident,
             proportional_bytes=total.proportional,
         )
@@ -228,7 +230,7 @@ class Lab:
                 group.create_task(self._watch(guard))
                 await asyncio.to_thread(self._kubelet.write_all)
                 group.create_task(self._kubelet.run())
-                for link in self._links.values():
+                for link in self._wiring.links:
                     group.create_task(link.run())
                 for service in services:
                     group.create_task(service())
@@ -239,7 +241,7 @@ class Lab:
             pass
 
     async def _bring_up(self, bring_up: Callable[[Self], Awaitable[None]]) -> None:
-        for link in self._links.values():
+        for link in self._wiring.links:
             await link.wait_listening()
         await bring_up(self)
         self._phase = Phase.UP
@@ -248,16 +250,23 @@ class Lab:
         await guard.watch()
         raise GuardLost("the guard of this lab has ended, so the lab ends too", "start the lab again")
 
+    async def _kill(self, chosen: Sequence[ProcessId]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for process in chosen:
+                group.create_task(self.children[str(process)].kill())
+
+    def _check_wipe(self, chosen: Sequence[ProcessId]) -> None:
+        """Refuses to wipe what keeps no data, and one node of three: the others would not take it back."""
+        for process in chosen:
+            if process.kind is not Kind.ETCD:
+                raise CommandFailed(f"{process} keeps no data that can be wiped", f"such as {process.cluster}/etcd")
+            if not set(self.select(f"{process.cluster}/etcd")) <= set(chosen):
+                raise CommandFailed(f"{process} is one node of three", f"wipe them together: {process.cluster}/etcd")
+
     async def _stop_all(self) -> None:
         async with asyncio.TaskGroup() as group:
             for child in self.children.values():
                 group.create_task(child.stop(_GRACE))
-
-    def _make_links(self) -> dict[frozenset[str], Link]:
-        pairs: dict[frozenset[str], list[Pair]] = {}
-        for end in self.addresses.links:
-            pairs.setdefault(frozenset((end.near, end.far)), []).append(Pair(end.listen, end.target))
-        return {names: Link(each, self.plan.round_trip(*sorted(names)) / 2) for names, each in pairs.items()}
 
     def _instance(self, process: ProcessId) -> Instance:
         [cluster] = [each for each in self.plan.clusters if each.name == process.cluster]
@@ -278,8 +287,7 @@ class Lab:
         work = self.folder.path
         match process.kind:
             case Kind.ETCD:
-                data = self.folder.of(cluster.name, "etcd")
-                argv = commands.etcd_command(cluster.name, self.address(process), data)
+                argv = commands.etcd_command(process, self.addresses, self.folder.etcd(process))
                 env = {name: value for name, value in env.items() if not name.startswith("ETCD_")}
             case Kind.CONTROL:
                 manifests = (*(self._source.parent / each for each in cluster.manifests),)
@@ -335,14 +343,9 @@ class Lab:
             network=cluster.network,
             admin=mine.admin_urls[0],
             admin_token_file=str(commands.admin_token_file(self.folder, name)),
-            etcd=f"http://{mine.etcd}:2379",
+            etcd=mine.etcd_urls,
             gateways=mine.gateways,
         )
-
-    def _link_report(self, pair: frozenset[str]) -> LinkReport:
-        one, other = sorted(pair)
-        latency = self.plan.round_trip(one, other) / timedelta(milliseconds=1)
-        return LinkReport(between=(one, other), state=self._links[pair].state, latency=latency)
 
 
 def _first(group: BaseExceptionGroup[CommandFailed]) -> CommandFailed:

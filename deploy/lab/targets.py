@@ -1,7 +1,7 @@
 """What the processes of a lab are called, and which of them a TARGET means. Pure.
 
 CLUSTER                              all of a cluster
-CLUSTER/etcd
+CLUSTER/etcd[-N]                     numbered when there are three
 CLUSTER/control[-N]                  without N: all of them
 CLUSTER/gateway[-N]
 CLUSTER/NAMESPACE/WORKLOAD[-N]       app and sidecar
@@ -30,8 +30,12 @@ class Kind(StrEnum):
     APP = "app"
 
 
+_OF_CLUSTER = (Kind.ETCD, Kind.CONTROL, Kind.GATEWAY)
+
+
 class ProcessId(msgspec.Struct, frozen=True):
-    """Names one process. `number` counts from 1; namespace and workload are empty unless it belongs to a workload."""
+    """Names one process. `number` counts from 1, and is 0 for the only etcd of a cluster; namespace and workload are
+    empty unless it belongs to a workload."""
 
     cluster: str
     kind: Kind
@@ -41,10 +45,8 @@ class ProcessId(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         match self.kind:
-            case Kind.ETCD:
-                return f"{self.cluster}/etcd"
-            case Kind.CONTROL | Kind.GATEWAY:
-                return f"{self.cluster}/{self.kind}-{self.number}"
+            case Kind.ETCD | Kind.CONTROL | Kind.GATEWAY:
+                return f"{self.cluster}/{self.kind}" + (f"-{self.number}" if self.number else "")
             case Kind.SIDECAR | Kind.APP:
                 return f"{self.cluster}/{self.namespace}/{self.pod}/{self.kind}"
 
@@ -58,8 +60,8 @@ def parse_process(text: str) -> ProcessId | None:
     """Inverse of the name of a process; None for any other text."""
     match text.split("/"):
         case [cluster, Kind.ETCD]:
-            return ProcessId(cluster, Kind.ETCD)
-        case [cluster, name] if (found := _NUMBERED.fullmatch(name)) and found["name"] in (Kind.CONTROL, Kind.GATEWAY):
+            return ProcessId(cluster, Kind.ETCD, 0)
+        case [cluster, name] if (found := _NUMBERED.fullmatch(name)) and found["name"] in _OF_CLUSTER:
             return ProcessId(cluster, Kind(found["name"]), int(found["number"]))
         case [cluster, namespace, pod, Kind.APP | Kind.SIDECAR as kind] if found := _NUMBERED.fullmatch(pod):
             return ProcessId(cluster, Kind(kind), int(found["number"]), namespace=namespace, workload=found["name"])
@@ -83,7 +85,8 @@ def all_processes(plan: Plan) -> tuple[ProcessId, ...]:
 
 def _of_cluster(plan: Plan, name: str) -> Iterator[ProcessId]:
     [cluster] = [each for each in plan.clusters if each.name == name]
-    yield ProcessId(name, Kind.ETCD)
+    for number in range(1, cluster.etcd_replicas + 1):
+        yield ProcessId(name, Kind.ETCD, number if cluster.etcd_replicas > 1 else 0)
     for number in range(1, cluster.control_replicas + 1):
         yield ProcessId(name, Kind.CONTROL, number)
     for number in range(1, cluster.gateways + 1):
@@ -105,12 +108,16 @@ def select(target: str, processes: Sequence[ProcessId]) -> tuple[ProcessId, ...]
     raise UnknownTarget(f"nothing in this lab is called {target!r}", hint)
 
 
+def select_kind(target: str, processes: Sequence[ProcessId], kind: Kind) -> tuple[ProcessId, ...]:
+    """Returns the processes of one kind that a TARGET means when it means no others; maybe none."""
+    found = tuple(process for process in processes if target in _names(process))
+    return found if all(process.kind is kind for process in found) else ()
+
+
 def _names(process: ProcessId) -> tuple[str, ...]:
     """Returns all targets that mean this process, among others."""
     match process.kind:
-        case Kind.ETCD:
-            return process.cluster, str(process)
-        case Kind.CONTROL | Kind.GATEWAY:
+        case Kind.ETCD | Kind.CONTROL | Kind.GATEWAY:
             return process.cluster, f"{process.cluster}/{process.kind}", str(process)
         case Kind.SIDECAR | Kind.APP:
             all_of_them = f"{process.cluster}/{process.namespace}/{process.workload}"

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.lab.addresses import assign
-from deploy.lab.plan import Cluster, InvalidLab, Plan, Workload, parse_duration, read_plan
+from deploy.lab.plan import Cluster, InvalidLab, Plan, Workload, read_plan
+from deploy.lab.plan_file import parse_duration
 from deploy.lab.startup import BUNDLED
 from deploy.lab.targets import Kind, ProcessId, UnknownTarget, all_processes, parse_process, select
+from federation.model import Thresholds
 from trust.spiffe import MeshDomain
 
 SMALL = """\
@@ -30,12 +32,23 @@ def test_defaults_complete_a_small_lab_file() -> None:
     [east] = plan.clusters
     [cart] = east.workloads
     assert plan.domain == "mesh.test"
-    assert (east.network, east.gateways, east.control_replicas) == ("east", 1, 1)
+    assert (east.network, east.gateways, east.control_replicas, east.etcd_replicas) == ("east", 1, 1, 1)
+    assert (east.labels, east.thresholds) == ((), Thresholds())
     assert cart.labels == (("app", "cart"),)
     assert cart.account == "default"
     assert cart.zones == ("a",)
     assert cart.command == ("python", "-m", "http.server", "{port}")
     assert cart.probe_path == ""
+
+
+def test_a_member_says_labels_and_when_it_believes_others_silent() -> None:
+    said = "    labels: {tier: gold, acme.example/ring: '2'}\n    staleAfter: 2s\n    goneAfter: never\n    zones"
+    [east] = read_plan(SMALL.replace("    zones", said), "lab.yaml").clusters
+    assert east.labels == (("acme.example/ring", "2"), ("tier", "gold"))
+    assert east.thresholds == Thresholds(timedelta(seconds=2), None)
+    assert read_plan(SMALL.replace("    zones", "    goneAfter: 48h\n    zones"), "lab.yaml").clusters[
+        0
+    ].thresholds == Thresholds(gone_after=timedelta(hours=48))
 
 
 def test_bundled_example_is_the_shop_in_three_clusters() -> None:
@@ -89,6 +102,12 @@ def test_a_dependency_keeps_its_port_when_that_is_free() -> None:
         ("namespace: shop", "env: {1A: x}", 7, "clusters[0].workloads[0].env.1A", "variable"),
         ("    zones", "    gateways: 0\n    zones", 4, "clusters[0].gateways", "0 is not possible"),
         ("clusters:", "links:\n  - {between: [east, moon]}\nclusters:", 2, "links[0].between[1]", "no cluster 'moon'"),
+        ("    zones", "    etcdReplicas: 2\n    zones", 4, "clusters[0].etcdReplicas", "2 is not possible"),
+        ("    zones", "    labels: {a b: c}\n    zones", 4, "clusters[0].labels[a b]", "not a label"),
+        ("    zones", "    labels: {a: 'x,y=z'}\n    zones", 4, "clusters[0].labels.a", "not a label"),
+        ("    zones", "    staleAfter: soon\n    zones", 4, "clusters[0].staleAfter", "not a duration"),
+        ("    zones", "    staleAfter: 1500ms\n    zones", 4, "clusters[0].staleAfter", "whole seconds"),
+        ("    zones", "    goneAfter: 4s\n    zones", 4, "clusters[0].goneAfter", "gone before it is stale"),
         ("clusters:", "domain: mesh\nclusters:", 1, "domain", "not a mesh domain"),
     ],
 )
@@ -136,6 +155,9 @@ def _plan(sizes: list[int], gateways: int) -> Plan:
                 network=f"c{index}",
                 gateways=gateways,
                 control_replicas=2,
+                etcd_replicas=3,
+                labels=(),
+                thresholds=Thresholds(),
                 manifests=(),
                 workloads=(
                     Workload(
@@ -164,9 +186,10 @@ def test_no_two_processes_share_an_address(sizes: list[int], gateways: int) -> N
     hosts = [
         host
         for mine in addresses.clusters.values()
-        for host in (mine.etcd, *mine.control, *mine.gateways, *mine.pods.values())
+        for host in (*mine.etcd, *mine.control, *mine.gateways, *mine.pods.values())
     ]
     ends = [(end.listen.address, end.listen.port) for end in addresses.links]
+    ends += [(end.listen.address, end.listen.port) for end in addresses.etcd_links]
     assert len(set(hosts)) == len(hosts)
     assert len(set(ends)) == len(ends)
     assert not {address for address, _ in ends} & set(hosts)
@@ -193,6 +216,9 @@ def test_targets_mean_processes() -> None:
         "south/shop/cart-1/sidecar",
         "south/shop/cart-1/app",
     ]
+    three = SMALL.replace("    zones", "    etcdReplicas: 3\n    zones")
+    nodes = [str(each) for each in select("east/etcd", all_processes(read_plan(three, "lab.yaml")))]
+    assert nodes == ["east/etcd-1", "east/etcd-2", "east/etcd-3"]
     with pytest.raises(UnknownTarget) as caught:
         names("east/shop/card-1")
     assert "east/shop/cart-1" in caught.value.hint
@@ -203,7 +229,7 @@ label = st.from_regex(r"[a-z]([-a-z0-9]{0,8}[a-z0-9])?", fullmatch=True)
 
 @given(
     st.one_of(
-        st.builds(ProcessId, label, st.just(Kind.ETCD)),
+        st.builds(ProcessId, label, st.just(Kind.ETCD), st.integers(0, 3)),
         st.builds(ProcessId, label, st.sampled_from([Kind.CONTROL, Kind.GATEWAY]), st.integers(1, 99)),
         st.builds(ProcessId, label, st.sampled_from([Kind.APP, Kind.SIDECAR]), st.integers(1, 99), label, label),
     )

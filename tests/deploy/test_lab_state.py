@@ -17,7 +17,7 @@ from deploy.lab.state import Folder, NameTaken, claim, folder, is_claimed, make_
 from deploy.lab.targets import Kind, ProcessId
 
 PLAN = read_plan("clusters: [{name: east, region: eu}]", "lab.yaml")
-ETCD = ProcessId("east", Kind.ETCD)
+ETCD = ProcessId("east", Kind.ETCD, 0)
 APP = ProcessId("east", Kind.APP, 2, namespace="shop", workload="cart-x")
 
 
@@ -40,7 +40,7 @@ def test_two_labs_have_different_slots() -> None:
 
 def test_a_slot_where_another_program_listens_is_left_to_it() -> None:
     with claim_slot(PLAN) as slot:
-        etcd = assign(PLAN, slot).clusters["east"].etcd
+        etcd = assign(PLAN, slot).clusters["east"].etcd[0]
     with socket.create_server((etcd, ETCD_CLIENT_PORT)), claim_slot(PLAN) as other:
         assert other != slot
 

