@@ -2,6 +2,7 @@
 
     client      asks, writes, and follows a prefix without losing a change
     connection  the way to its members, and whose fault a failure is
+    health      what the exchanges say of etcd: unreachable, read-only, slow, lost data            P
     messages    the values, and their translation to etcd's messages      P
     election    one leader, whose writes etcd refuses once it is replaced
     api         the part of etcd's v3 gRPC API that we speak: generated
@@ -10,7 +11,7 @@ No client on PyPI imports with today's protobuf, so etcd is spoken over its own 
 """
 
 from federation.etcd.client import EtcdClient, Fenced
-from federation.etcd.connection import EtcdError, EtcdRefused, EtcdTls, EtcdUnavailable, LeaseExpired
+from federation.etcd.connection import EtcdError, EtcdFull, EtcdRefused, EtcdTls, EtcdUnavailable, LeaseExpired
 from federation.etcd.messages import (
     NO_LEASE,
     Condition,
@@ -33,6 +34,7 @@ __all__ = [
     "Delete",
     "EtcdClient",
     "EtcdError",
+    "EtcdFull",
     "EtcdRefused",
     "EtcdTls",
     "EtcdUnavailable",

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from math import ceil
 from types import TracebackType
 from typing import Self, TypeVar
@@ -27,6 +27,7 @@ from federation.etcd.connection import (
     LeaseExpired,
     Server,
 )
+from federation.etcd.health import Exchange, Health
 from federation.etcd.messages import (
     NO_LEASE,
     Condition,
@@ -80,6 +81,11 @@ class EtcdClient:
         self._connection = Connection(endpoints, tls=tls)
         self._timeout = timeout
 
+    @property
+    def health(self) -> Health:
+        """What this client's exchanges say of etcd."""
+        return self._connection.health
+
     async def __aenter__(self) -> Self:
         await self._connection.__aenter__()
         return self
@@ -124,7 +130,8 @@ class EtcdClient:
             success=[request_op(operation) for operation in on_success],
             failure=[request_op(operation) for operation in on_failure],
         )
-        async with self._exchange() as server:
+        is_write = any(isinstance(operation, Put) for operation in (*on_success, *on_failure))
+        async with self._exchange(Exchange.WRITE if is_write else Exchange.RENEWAL) as server:
             return outcome(await server.txn(request))
 
     async def grant_lease(self, ttl: timedelta) -> LeaseId:
@@ -133,7 +140,7 @@ class EtcdClient:
         etcd counts whole seconds (rounded up here) and makes a short lease longer: 2 s at its usual settings.
         """
         request = rpc.LeaseGrantRequest(TTL=ceil(ttl.total_seconds()))
-        async with self._exchange() as server:
+        async with self._exchange(Exchange.WRITE) as server:
             return LeaseId((await server.lease_grant(request)).ID)
 
     async def keep_alive(self, lease: LeaseId) -> timedelta:
@@ -142,7 +149,7 @@ class EtcdClient:
         async def requests() -> AsyncIterator[rpc.LeaseKeepAliveRequest]:
             yield rpc.LeaseKeepAliveRequest(ID=lease)
 
-        async with self._exchange() as server:
+        async with self._exchange(Exchange.RENEWAL) as server:
             call = server.lease_keep_alive(requests(), metadata=REQUIRE_LEADER)
             try:
                 answer = _received(await call.read(), rpc.LeaseKeepAliveResponse)
@@ -155,7 +162,7 @@ class EtcdClient:
     async def revoke(self, lease: LeaseId) -> None:
         """Ends a lease and removes its keys; a lease that is gone already is no error."""
         with suppress(LeaseExpired):
-            async with self._exchange() as server:
+            async with self._exchange(Exchange.RENEWAL) as server:
                 await server.lease_revoke(rpc.LeaseRevokeRequest(ID=lease))
 
     async def follow(self, prefix: str) -> AsyncGenerator[Listing | Event, None]:
@@ -175,7 +182,7 @@ class EtcdClient:
                     listing, start = await self._list_again(prefix, position)
                 else:
                     listing, start = None, position
-                async with self._watch(prefix, start) as (server, call):
+                async with self._watch(prefix, start) as (server, call, pulse):
                     if listing is None and not await self._stands(start.anchor):
                         raise _HistoryChanged
                     if is_interrupted:
@@ -185,7 +192,7 @@ class EtcdClient:
                     if listing is not None:
                         yield listing
                     while True:
-                        for change in await self._changes(server, call):
+                        for change in await self._changes(server, call, pulse):
                             position = position.after(change)
                             yield change
             except _HistoryChanged:
@@ -198,7 +205,7 @@ class EtcdClient:
             failures = min(failures + 1, 10)
 
     @asynccontextmanager
-    async def _watch(self, prefix: str, start: Position) -> AsyncIterator[tuple[Server, _Watch]]:
+    async def _watch(self, prefix: str, start: Position) -> AsyncIterator[tuple[Server, _Watch, "_Pulse"]]:
         """Opens a watch of what comes after `start`; raises _HistoryChanged where that has lost its meaning.
 
         It must not hold a timeout or a task group over its `yield`: `follow` yields inside.
@@ -206,25 +213,27 @@ class EtcdClient:
         first, end = range_of(prefix)
         create = rpc.WatchCreateRequest(key=first, range_end=end, start_revision=start.revision + 1)
         server = self._connection.server
-        ended = asyncio.Event()
-        call = server.watch(_watch_requests(create, ended), metadata=REQUIRE_LEADER)
+        ended, pulse = asyncio.Event(), _Pulse()
+        call = server.watch(_watch_requests(create, ended, pulse), metadata=REQUIRE_LEADER)
         try:
-            async with self._connection.exchange(server, self._timeout):
+            async with self._connection.exchange(server, self._timeout, Exchange.WATCH):
                 created = _watched(await call.read())
             if not start.is_before(created.header):
                 raise _HistoryChanged
-            yield server, call
+            yield server, call, pulse
         finally:
             ended.set()
             call.cancel()
 
-    async def _changes(self, server: Server, call: _Watch) -> Sequence[Event]:
+    async def _changes(self, server: Server, call: _Watch, pulse: "_Pulse") -> Sequence[Event]:
         """Returns the next changes of a watch: none when etcd only says that it lives.
 
         Such a sign of life is no proof of having received all before its revision: it does not move the position.
         """
-        async with self._connection.exchange(server, _STALL):
+        async with self._connection.exchange(server, _STALL, Exchange.WATCH):
             answer = _watched(await call.read())
+        if not answer.events and (took := pulse.answered()) is not None:
+            self.health.answered(Exchange.WATCH, took, now=datetime.now(UTC))
         return [event(message) for message in answer.events]
 
     async def _stands(self, anchor: KeyValue | None) -> bool | None:
@@ -249,6 +258,8 @@ class EtcdClient:
         listing, start = await self._list(prefix)
         is_other_history = start.cluster != position.cluster or start.revision < position.revision
         is_loss = is_other_history or await self._stands(position.anchor) is False
+        if is_loss:
+            self.health.lost(now=datetime.now(UTC))
         return structs.replace(listing, is_after_loss=is_loss), start
 
     async def _range(self, request: rpc.RangeRequest) -> rpc.RangeResponse:
@@ -258,7 +269,7 @@ class EtcdClient:
         return await self._range_once(request)
 
     async def _range_once(self, request: rpc.RangeRequest) -> rpc.RangeResponse:
-        async with self._exchange() as server:
+        async with self._exchange(Exchange.READ) as server:
             return await server.range(request)
 
     async def _write(self, operation: Put | Delete, guard: Guard | None) -> int:
@@ -268,19 +279,39 @@ class EtcdClient:
         return done.revision
 
     @asynccontextmanager
-    async def _exchange(self) -> AsyncIterator[Server]:
+    async def _exchange(self, kind: Exchange) -> AsyncIterator[Server]:
         server = self._connection.server
-        async with self._connection.exchange(server, self._timeout):
+        async with self._connection.exchange(server, self._timeout, kind):
             yield server
 
 
-async def _watch_requests(create: rpc.WatchCreateRequest, ended: asyncio.Event) -> AsyncIterator[rpc.WatchRequest]:
+class _Pulse:
+    """Measures how long etcd takes to say on a watch that it lives."""
+
+    def __init__(self) -> None:
+        self._asked: float | None = None
+
+    def asks(self) -> None:
+        """Notes that etcd is asked; of several questions without an answer the first one counts."""
+        if self._asked is None:
+            self._asked = asyncio.get_running_loop().time()
+
+    def answered(self) -> timedelta | None:
+        """Returns how long the answer took; None when nothing was asked."""
+        asked, self._asked = self._asked, None
+        return None if asked is None else timedelta(seconds=asyncio.get_running_loop().time() - asked)
+
+
+async def _watch_requests(
+    create: rpc.WatchCreateRequest, ended: asyncio.Event, pulse: _Pulse
+) -> AsyncIterator[rpc.WatchRequest]:
     """Asks for a watch and then, each heartbeat, for a sign of life."""
     yield rpc.WatchRequest(create_request=create)
     while not ended.is_set():
         with suppress(TimeoutError):
             async with asyncio.timeout(_HEARTBEAT.total_seconds()):
                 await ended.wait()
+        pulse.asks()
         yield rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
 
 

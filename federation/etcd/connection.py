@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +14,7 @@ import msgspec
 from grpc import aio
 
 from federation.etcd.api import etcd_rpc_pb2 as rpc
+from federation.etcd.health import Exchange, Health
 
 REQUIRE_LEADER = (("hasleader", "true"),)
 """Metadata of streams: a member of etcd without a leader would keep them open and silent, unless asked to end them."""
@@ -30,6 +31,8 @@ _CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # one client's back-off is not another's
     ("grpc.enable_http_proxy", 0),  # an http_proxy in our environment is meant for workloads
 )
+_NO_SPACE = "database space exceeded"
+"""Ends what etcd says when its quota is used up (NOSPACE)."""
 _PASSING = frozenset(
     {
         grpc.StatusCode.ABORTED,
@@ -51,6 +54,10 @@ class EtcdError(Exception):
 
 class EtcdUnavailable(EtcdError):
     """etcd cannot be reached or did not answer in time: try again later. A write may have been done or not."""
+
+
+class EtcdFull(EtcdUnavailable):
+    """etcd has used up its quota: it answers, and takes no writes until somebody makes room."""
 
 
 class EtcdRefused(EtcdError):
@@ -113,6 +120,7 @@ class Connection:
         self._tls = tls
         self._servers: tuple[Server, ...] = ()
         self._favourite = 0
+        self.health = Health()
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -136,18 +144,27 @@ class Connection:
         return self._servers[self._favourite]
 
     @asynccontextmanager
-    async def exchange(self, server: Server, limit: timedelta) -> AsyncIterator[None]:
-        """Bounds one exchange with a server and raises its failure as an EtcdError.
+    async def exchange(self, server: Server, limit: timedelta, kind: Exchange) -> AsyncIterator[None]:
+        """Bounds one exchange with a server, raises its failure as an EtcdError, and notes for `health` how it went.
 
-        After EtcdUnavailable another member is the one to ask.
+        After EtcdUnavailable another member is the one to ask; not after EtcdFull: they are all full.
         """
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
             async with _translated(server, limit):
                 yield
-        except EtcdUnavailable:
+        except EtcdFull as error:
+            self.health.refused_for_space(str(error), now=datetime.now(UTC))
+            raise
+        except EtcdUnavailable as error:
+            self.health.failed(kind, str(error), timedelta(seconds=clock() - began), now=datetime.now(UTC))
             if server is self.server:  # of several exchanges that fail on it only the first one turns us away
                 self._favourite = (self._favourite + 1) % len(self._servers)
             raise
+        # What comes on a watch comes when it happens: how long that was waited for says nothing.
+        took = None if kind is Exchange.WATCH else timedelta(seconds=clock() - began)
+        self.health.answered(kind, took, now=datetime.now(UTC))
 
 
 @asynccontextmanager
@@ -161,7 +178,9 @@ async def _translated(server: Server, limit: timedelta) -> AsyncIterator[None]:
         details = error.details() or error.code().name
         if error.code() is grpc.StatusCode.NOT_FOUND:  # of all that we ask for, only a lease is ever not found
             raise LeaseExpired(details) from error
-        # "grpc: received message larger than max" shares its code with "database space exceeded", which passes.
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and details.endswith(_NO_SPACE):
+            raise EtcdFull(details) from error
+        # "grpc: received message larger than max" shares its code with what passes.
         if error.code() not in _PASSING or details.startswith("grpc:"):
             raise EtcdRefused(details) from error
         raise EtcdUnavailable(f"etcd at {server.target}: {details}") from error

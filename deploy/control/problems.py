@@ -1,0 +1,148 @@
+"""What does not work now, and since when: said by `isthmus status` and counted by the metrics. Pure.
+
+Each part knows what is wrong with itself; here it is put into words, and remembered since when it is so.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+
+from federation.etcd.health import EtcdProblem
+from federation.model import Liveness, Severity
+from federation.reports import ProblemReport
+from federation.snapshot import Snapshot
+from trust.spiffe import ClusterName
+
+LINGER = timedelta(seconds=3)
+"""A problem is over when it was not found for so long: one that is tried again every second comes and goes."""
+_BETWEEN_LEADERS = timedelta(seconds=10)
+"""Nobody leads for so long when a leader was killed: its lease has to expire. Longer is a problem."""
+_MOST = 20  # of one kind that are shown each by itself
+_LONGEST = 300  # characters of a message
+
+KINDS = ("etcd", "leader", "records", "peer", "imports", "export", "refused", "file")
+"""What a problem may be with: the labels of the metric."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Something that is wrong at one look. `since` is None when whoever found it does not know."""
+
+    kind: str
+    subject: str
+    message: str
+    since: datetime | None = None
+
+
+class Known(msgspec.Struct, frozen=True):
+    """A problem as it was found when it last was, at `seen`, and since when it lasts."""
+
+    found: Found
+    since: datetime
+    seen: datetime
+
+
+def continued(before: Sequence[Known], found: Iterable[Found], now: datetime) -> tuple[Known, ...]:
+    """Returns the problems at this look: one that lasts keeps the moment when it began, though its message changes."""
+    known = {_key(one.found): one for one in before}
+    lasting = {key: one for key, one in known.items() if now - one.seen < LINGER}
+    for one in found:
+        earlier = known.get(_key(one))
+        since = one.since or (earlier.since if earlier else now)
+        lasting[_key(one)] = Known(one, min(since, earlier.since) if earlier else since, now)
+    return tuple(lasting[key] for key in sorted(lasting))
+
+
+def reports(known: Iterable[Known]) -> tuple[ProblemReport, ...]:
+    """Returns what is shown of problems."""
+    return tuple(ProblemReport(one.found.subject, one.found.message, one.since) for one in known)
+
+
+def counts(known: Iterable[Known]) -> Mapping[str, int]:
+    """Returns how many problems there are of each kind."""
+    return dict.fromkeys(KINDS, 0) | Counter(one.found.kind for one in known)
+
+
+def of_etcd(problems: Iterable[EtcdProblem]) -> list[Found]:
+    """Returns what is wrong with etcd: each ailment is a problem of its own."""
+    return [Found("etcd", "etcd", f"{one.ailment}: {one.message}", one.since) for one in problems]
+
+
+def of_leader(leader: str, vacant_since: datetime | None, now: datetime) -> list[Found]:
+    """Returns that nobody leads, once that lasts longer than a change of leaders takes."""
+    if leader or vacant_since is None or now - vacant_since < _BETWEEN_LEADERS:
+        return []
+    told = "nobody leads: nothing is published, and what other members say is not kept"
+    return [Found("leader", "leader", told, vacant_since)]
+
+
+def of_records(problem: str, since: datetime | None) -> list[Found]:
+    """Returns that own records are not written, in the words of the publisher; empty when they are."""
+    return [Found("records", "own records", f"not written: {problem}", since)] if problem else []
+
+
+def of_peers(
+    snapshot: Snapshot, own: ClusterName, hearing: Mapping[ClusterName, str], *, started: datetime
+) -> list[Found]:
+    """Returns which members are silent, and of which not all is kept.
+
+    `hearing` says of each peer what is wrong with listening to it, empty for nothing: only the leader knows.
+    """
+    found = []
+    for name in sorted(snapshot.members.keys() - {own} - snapshot.departures.keys()):
+        freshness, problem = snapshot.freshness.get(name), hearing.get(name, "")
+        why = f": {problem}" if problem else ""
+        since = freshness.since if freshness else None
+        match freshness.state if freshness else Liveness.UNKNOWN:
+            case Liveness.UNKNOWN:
+                found.append(Found("peer", f"peer {name}", _short(f"never heard{why}"), since or started))
+            case Liveness.STALE:
+                found.append(Found("peer", f"peer {name}", _short(f"silent, its endpoints stay{why}"), since))
+            case Liveness.GONE:
+                said = f"silent for too long, its endpoints are not used{why}"
+                found.append(Found("peer", f"peer {name}", _short(said), since))
+            case Liveness.LIVE if problem:
+                found.append(Found("imports", f"peer {name}", _short(f"not all that it says is kept: {problem}")))
+            case Liveness.LIVE:
+                pass
+    return found
+
+
+def of_exports(unoffered: Mapping[str, str]) -> list[Found]:
+    """Returns which own exports cannot be offered, by service, and why."""
+    return _bounded("export", [(f"export {key}", f"cannot be offered: {why}") for key, why in unoffered.items()])
+
+
+def of_refusals(refusals: Iterable[tuple[ClusterName, str, str]]) -> list[Found]:
+    """Returns what peers refuse of ours: (peer, resource, why)."""
+    told = {(f"peer {peer}", f"refuses {what}: {why}") for peer, what, why in refusals}
+    return _bounded("refused", sorted(told))
+
+
+def of_files(snapshot: Snapshot) -> list[Found]:
+    """Returns what cannot be read at all: files, documents in them, records of etcd."""
+    unread = {
+        (one.where, one.message)
+        for found in snapshot.findings.values()
+        for one in found
+        if one.severity is Severity.ERROR and not one.object
+    }
+    return _bounded("file", sorted(unread))
+
+
+def _bounded(kind: str, told: Sequence[tuple[str, str]]) -> list[Found]:
+    found = [Found(kind, subject, _short(message)) for subject, message in told[:_MOST]]
+    if len(told) > _MOST:
+        found.append(Found(kind, f"{kind}s", f"and {len(told) - _MOST} more"))
+    return found
+
+
+def _key(found: Found) -> tuple[str, str, str]:
+    # Two ailments of etcd, and two refusals of one peer, are two problems; else a message may change while it lasts.
+    what = found.message.partition(":")[0] if found.kind in ("etcd", "refused") else ""
+    return found.kind, found.subject, what
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
