@@ -7,9 +7,13 @@
 
     model      the nouns P              names      every name that crosses a wire P
     snapshot   the picture P            store      the one place where it is swapped
-    view       what one audience sees of it, by distance P
+    view       what one audience sees of it P: from offers (who offers what, as far as it is believed), conflicts (ports
+               that members define differently), drains (what is left of a member's calls) and placement (in which order
+               and proportion endpoints are called)
+    staleness  which silences of members matter to somebody P    spans    how spans of time are written P
     revoked    who is left when the revoked are taken away P
     acknowledgements   what each proxy acknowledged of its trust, in etcd    proxy_trust   of one of them P
+    loads      sums of what proxies carry P
     reports    what is said about all this P    telemetry, admin    and how it is asked
 
 Nothing here knows what kinds of proxy there are: `sidecar` and `gateway` compile, this room delivers.

@@ -13,6 +13,8 @@ UpstreamName = NewType("UpstreamName", str)
 
 LOCAL_SUFFIX = "svc.cluster.local"
 CLUSTERSET_SUFFIX = "svc.clusterset.local"
+_SERVICE_SUFFIXES = (LOCAL_SUFFIX, CLUSTERSET_SUFFIX)
+_LONGEST_PORT = 5  # digits
 
 WORKLOAD_SECRET = "workload"  # noqa: S105 - the name of an SDS resource, not a secret
 TRUST_BUNDLE_SECRET = "trust-bundle"  # noqa: S105 - likewise
@@ -88,6 +90,16 @@ def outbound_upstream(host: str, port: int) -> UpstreamName:
     return UpstreamName(f"outbound|{port}|{host}")
 
 
+def parse_outbound_upstream(name: str) -> tuple[ServiceKey, int] | None:
+    """Returns the service and the port that the Envoy cluster `name` leads to; None for any other cluster."""
+    match name.split("|"):
+        case ["outbound", port, host] if port.isascii() and port.isdigit() and len(port) <= _LONGEST_PORT:
+            match host.split(".", 2):
+                case [service, namespace, suffix] if suffix in _SERVICE_SUFFIXES:
+                    return ServiceKey(Namespace(namespace), service), int(port)
+    return None
+
+
 def inbound_upstream(port: int, *, is_http2: bool = False) -> UpstreamName:
     """Returns the Envoy cluster that leads from a sidecar to the app beside it, by the app's port and protocol."""
     return UpstreamName(f"inbound|{port}|h2c" if is_http2 else f"inbound|{port}")
@@ -133,9 +145,9 @@ def tunnel_sni(caller: ClusterName, callee: ClusterName, domain: MeshDomain) -> 
     return f"{caller}.{gateway_dns_name(callee, domain)}"
 
 
-def inbound_rules(protocol: str, *, is_exported: bool) -> str:
-    """Returns the extension resource that says who may come in: `inbound-http|mesh`, `inbound-tcp|cluster`."""
-    return f"inbound-{protocol}|{'mesh' if is_exported else 'cluster'}"
+def inbound_rules(protocol: str, key: ServiceKey) -> str:
+    """Returns the extension resource that says who may come in to a service: `inbound-http|shop/cart`."""
+    return f"inbound-{protocol}|{key}"
 
 
 def sidecar_node(cluster: ClusterName, pod: PodKey) -> str:

@@ -272,8 +272,10 @@ class ServiceLoad(msgspec.Struct, frozen=True, rename="camel"):
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What one replica's proxies carry, by their own counters (Envoy's load reports).
 
-    `reporting` counts the proxies that reported within the last three intervals of `interval` seconds; `silent` names
-    those connected that did not. `at` is when the oldest of the reports that count was made.
+    `reporting` counts the proxies whose last report counts: asked for every `interval` seconds, it counts while the
+    proxy is connected, and for a while after. `silent` names those connected that did not report lately (three
+    intervals, or ten seconds); `visitors` those that reported here and are connected to another replica, which may call
+    them silent: who is in both lists has reported. `at` is when the oldest of the reports that count was made.
     """
 
     cluster: str
@@ -284,6 +286,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     at: datetime | None
     started: datetime
     loads: tuple[ServiceLoad, ...]
+    visitors: tuple[str, ...] = ()
 
 
 class ErrorReport(msgspec.Struct, frozen=True, rename="camel"):

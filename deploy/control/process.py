@@ -31,7 +31,7 @@ from federation.acknowledgements import Acknowledgements
 from federation.admin import admin_app
 from federation.etcd import EtcdClient, EtcdUnavailable, Fenced
 from federation.etcd.election import Election, Leadership
-from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT
+from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT, ProxyRole
 from federation.names import host_port, member_key
 from federation.peering.exports import encode
 from federation.peering.offer import Offer
@@ -148,10 +148,11 @@ class Member:
         self._publisher = Publisher(self._keeper, store=store, etcd=etcd, replica=replica, offer=self._offer)
         self._peers = Peers(settings, self._keeper, store=store, etcd=etcd, replica=replica)
         self._election = Election(etcd, options.replica)
+        admissions = Admissions(settings, Door([tokens]), self._note)
         self._ads = AdsServer(
             store,
             Compiler(settings, options.control_addresses),
-            admission=Admissions(settings, Door([tokens]), self._note),
+            admission=admissions,
             secrets=self._keeper.secrets,
             acknowledgements=self._acknowledgements,
             on_converged=telemetry.converged,
@@ -170,7 +171,15 @@ class Member:
         )
         self.drain_backend = DrainBackend(settings, store=store, etcd=etcd)
         self.departures = Departures(settings, store=store, etcd=etcd)
-        self._loads = LoadServer(store, cluster=settings.name, replica=options.replica)
+        self._loads = LoadServer(
+            store,
+            cluster=settings.name,
+            replica=options.replica,
+            admission=admissions,
+            connected=lambda: {
+                proxy.node for proxy in self._ads.proxies() if proxy.scope.audience.role is ProxyRole.SIDECAR
+            },
+        )
         self._is_serving = False
 
     @property
@@ -207,6 +216,7 @@ class Member:
             group.create_task(self._acknowledgements.run())
             group.create_task(self._offer.run())
             group.create_task(self._election.run(self._lead))
+            group.create_task(self._loads.run())
             group.create_task(self._serve())
             group.create_task(self.trust_backend.run())
 
@@ -216,9 +226,14 @@ class Member:
         await self._keeper.wait_certified()
         address = self._options.address
         identity = self._keeper.identity
-        ads = _server(self._ads.handler, address, ADS_PORT, identity.server_credentials(wants_clients=False))
+        ads = _server(
+            (self._ads.handler, self._loads.handler),
+            address,
+            ADS_PORT,
+            identity.server_credentials(wants_clients=False),
+        )
         peers = identity.server_credentials(wants_clients=True)
-        federation = _server(self._offer.handler, address, FEDERATION_PORT, peers)
+        federation = _server((self._offer.handler,), address, FEDERATION_PORT, peers)
         try:
             await ads.start()
             await federation.start()
@@ -287,10 +302,10 @@ async def _serve_admin(app: web.Application, address: str) -> None:
 
 
 def _server(
-    handler: grpc.GenericRpcHandler, address: str, port: int, credentials: grpc.ServerCredentials
+    handlers: tuple[grpc.GenericRpcHandler, ...], address: str, port: int, credentials: grpc.ServerCredentials
 ) -> grpc.aio.Server:
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    server.add_generic_rpc_handlers((handler,))
+    server.add_generic_rpc_handlers(handlers)
     where = host_port(address, port)
     try:
         server.add_secure_port(where, credentials)

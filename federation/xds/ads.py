@@ -9,7 +9,7 @@ import logging
 import secrets as randomness
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import msgspec
@@ -53,6 +53,8 @@ __all__ = [
     "SecretSource",
     "TrustMark",
     "TypeStatus",
+    "bearer_token",
+    "proxy_node",
 ]
 
 log = logging.getLogger(__name__)
@@ -184,8 +186,8 @@ class AdsServer:
 
     async def _serve(self, context: ServicerContext) -> None:
         first = await read_first(context)
-        node = _node(first.node, context.peer())
-        token = _bearer_token(context)
+        node = proxy_node(first.node, context.peer())
+        token = bearer_token(context)
         try:
             async with asyncio.timeout(_ADMIT_LIMIT.total_seconds()):
                 admitted = await self._admission.admit(node, token)
@@ -300,14 +302,15 @@ def _offered(snapshot: Snapshot, issued: Issued) -> Offered:
     )
 
 
-def _node(node: Node, peer: str) -> ProxyNode:
+def proxy_node(node: Node, peer: str) -> ProxyNode:
+    """Returns how a proxy introduces itself; `peer` is as gRPC says it."""
     texts = {key: value.string_value for key, value in node.metadata.fields.items() if value.HasField("string_value")}
     # gRPC says `ipv4:10.0.0.1:53422` and `ipv6:%5B::1%5D:53422`: the port is another at every connection
     host = peer.partition(":")[2].rpartition(":")[0].removeprefix("%5B").removesuffix("%5D")
     return ProxyNode(id=node.id, metadata=texts, peer=host)
 
 
-def _bearer_token(context: ServicerContext) -> str:
+def bearer_token(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """Returns the token that was shown, "" for none: whoever admits refuses that, and tells it to the audit trail."""
     for key, value in context.invocation_metadata() or ():
         text = value.decode(errors="replace") if isinstance(value, bytes) else value

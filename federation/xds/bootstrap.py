@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from federation.model import PROXY_ADMIN_PORT, Locality
+from federation.model import PROXY_ADMIN_PORT, Locality, PodKey
 from federation.names import TRUST_BUNDLE_SECRET, parse_node
 from trust.spiffe import SpiffeId
 
@@ -53,6 +53,8 @@ def bootstrap(
     node = parse_node(node_id)
     if node is None:
         raise ValueError(f"{node_id!r} is not a node id")
+    # What a gateway carries is counted where it comes from.
+    is_counted = isinstance(node[1], PodKey)
     return {
         "node": {
             "id": node_id,
@@ -72,6 +74,7 @@ def bootstrap(
             "cds_config": _ADS,
             "lds_config": _ADS,
         },
+        "cluster_manager": {"load_stats_config": _load_reports(control_dns_name)} if is_counted else {},
         "static_resources": {
             "clusters": [
                 {
@@ -140,6 +143,14 @@ def _control_service(dns_name: str) -> dict[str, object]:
         "cluster_name": "xds",
         "authority": dns_name,
         "retry_policy": {"retry_back_off": {"base_interval": "0.2s", "max_interval": "2s"}},
+    }
+
+
+def _load_reports(dns_name: str) -> dict[str, object]:
+    return {
+        "api_type": "GRPC",
+        "transport_api_version": "V3",
+        "grpc_services": [{"envoy_grpc": _control_service(dns_name)}],
     }
 
 

@@ -7,7 +7,7 @@ They share the state machine and an event; nothing is queued, so a slow client g
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest
@@ -110,12 +110,24 @@ async def serve_stream(
 def delta_handler(
     service: str, method: str, behaviour: Callable[[ServicerContext], Awaitable[None]]
 ) -> grpc.GenericRpcHandler:
-    """Returns the handler of one delta method: `async behaviour(context)`, which writes encoded responses.
+    """Returns the handler of one delta method: `async behaviour(context)`, as for `stream_handler`."""
+    return stream_handler(service, method, behaviour, read=DeltaDiscoveryRequest.FromString)
 
-    A behaviour that raises Refused ends the stream with that status and message.
+
+def stream_handler(
+    service: str,
+    method: str,
+    behaviour: Callable[[grpc.aio.ServicerContext[Any, bytes]], Awaitable[None]],
+    *,
+    read: Callable[[bytes], object] | None = None,
+) -> grpc.GenericRpcHandler:
+    """Returns the handler of one bidirectional method: `async behaviour(context)`, which writes encoded responses.
+
+    Requests are what `read` makes of them, bytes without it. A behaviour that raises Refused ends the stream with that
+    status and message.
     """
 
-    async def serve(_: AsyncIterator[DeltaDiscoveryRequest], context: ServicerContext) -> None:
+    async def serve(_: AsyncIterator[object], context: grpc.aio.ServicerContext[Any, bytes]) -> None:
         refusal: Refused | None = None
         try:
             await behaviour(context)
@@ -124,9 +136,9 @@ def delta_handler(
         if refusal is not None:
             await context.abort(refusal.code, str(refusal))
 
-    handler: grpc.RpcMethodHandler[DeltaDiscoveryRequest, bytes] = grpc.stream_stream_rpc_method_handler(
+    handler: grpc.RpcMethodHandler[Any, bytes] = grpc.stream_stream_rpc_method_handler(
         serve,
-        request_deserializer=DeltaDiscoveryRequest.FromString,
+        request_deserializer=read,
         response_serializer=None,  # responses are bytes already
     )
     return grpc.method_handlers_generic_handler(service, {method: handler})
