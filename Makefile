@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help lab lab-down test check venv lock protos
+.PHONY: help lab lab-down test check bench venv lock protos
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +32,9 @@ check: venv ## format, lint, types, import contracts
 
 test: check ## check and all tests
 	$(BIN)/pytest
+
+bench: venv ## 50 members with 1,000 exported services on this machine: what they cost, how fast they are (6 minutes)
+	$(BIN)/python -m tests.benchmarks simulation
 
 lock: ## renew requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv

@@ -77,6 +77,12 @@ class Etcd:
         await self.kill()
         await self.start()
 
+    @property
+    def pid(self) -> int:
+        """The process, which must run."""
+        assert self._process is not None, "etcd is not running"
+        return self._process.pid
+
     def pause(self) -> None:
         """Freezes the server: connections stay open, nothing is answered."""
         self._signal(signal.SIGSTOP)

@@ -1,0 +1,67 @@
+"""`python -m tests.benchmarks`: what the mesh costs and how fast it is, on this machine."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from tests.benchmarks.figures import Figures, tables
+from tests.benchmarks.plan import Plan
+from tests.benchmarks.simulation import prepare
+
+_FORMAT = click.Choice(["table", "json"])
+
+
+@click.group()
+def main() -> None:
+    """Measures the mesh on this machine. Trust ratios, and CPU more than times: others may use the machine too."""
+
+
+@main.command()
+@click.option("--members", default=50, show_default=True)
+@click.option("--services", default=20, show_default=True, help="Exported by each member.")
+@click.option("--endpoints", default=5, show_default=True, help="Of each service.")
+@click.option("--rate", "rates", multiple=True, type=float, default=(10.0, 50.0), show_default=True)
+@click.option("--seconds", default=15.0, show_default=True, help="Of each rate.")
+@click.option("-o", "--output", type=_FORMAT, default="table", show_default=True)
+@click.option("--save", type=click.Path(path_type=Path), help="Write the JSON to a file, too.")
+def simulation(
+    members: int,
+    services: int,
+    endpoints: int,
+    rates: tuple[float, ...],
+    seconds: float,
+    output: str,
+    save: Path | None,
+) -> None:
+    """Many members with real etcd, control planes and TLS: what one costs, at rest, per change and when it joins."""
+    plan = Plan(members=members, services=services, endpoints=endpoints, rates=rates, churn_seconds=seconds)
+
+    async def run() -> Figures:
+        async with prepare(plan, lambda text: click.echo(text, err=True)) as prepared:
+            return await prepared.run()
+
+    figures = asyncio.run(run())
+    document = msgspec.json.format(msgspec.json.encode(figures))
+    if save is not None:
+        save.write_bytes(document)
+    if output == "json":
+        sys.stdout.buffer.write(document + b"\n")
+    else:
+        console = Console(width=100)
+        pictures = "are equal to what was offered" if figures.is_consistent else "DIFFER from what was offered"
+        console.print(
+            f"{figures.members} members, {figures.services} exported services of {figures.endpoints} endpoints; "
+            f"{figures.machine}; the run took {figures.took:.0f} s; at its end all pictures {pictures}"
+        )
+        for table in tables(figures):
+            console.print(table)
+    if not figures.is_consistent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

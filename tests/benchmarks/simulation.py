@@ -1,0 +1,304 @@
+"""Many members on this machine: they join, idle and change, while the kernel and etcd count what that costs.
+
+1, 2            run in the first workers     ── idle ──► the third joins, in a process of its own
+4 to N - 1      are added to the first workers ─ idle ─► the Nth joins, in a process of its own, with a sidecar
+churn           at each rate, in all members, one after another
+"""
+
+import asyncio
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from secrets import randbelow
+from typing import TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from federation.peering import exports
+from tests.benchmarks import commands
+from tests.benchmarks.commands import Command, Done, Failed, Held, Reply, Took, Usage
+from tests.benchmarks.figures import Churned, Counted, Figures, Idle, Join, count, everywhere, is_consistent, quantiles
+from tests.benchmarks.measures import EtcdUsage, etcd_usage
+from tests.benchmarks.plan import Plan, Spec, name_of, settings_of
+from tests.support.etcd import Etcd, start_etcd
+from tests.support.trust import DOMAIN
+from tests.support.trust_keepers import RootUnderTest
+from trust.certificates import make_intermediate, make_root, new_key
+
+_WORKERS = 2  # for all members but the two that are watched joining
+_ETCDS_AT_ONCE = 4
+_MEMBERS_AT_ONCE = 6
+_LIMIT = 180.0  # seconds for a mesh to become whole
+_HOUSE = Path(__file__).parents[2]
+_ETCD_ARGUMENTS = ("--heartbeat-interval", "100", "--election-timeout", "1000")  # etcd's own, not the hasty ones
+_R = TypeVar("_R", bound=Reply)
+
+
+class SimulationFailed(Exception):
+    """The members did not do what they should have; the message says what."""
+
+
+class _Worker:
+    """A process with members. `members` are their numbers."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.members: list[int] = []
+        self._process = process
+
+    async def ask(self, command: Command, kind: type[_R]) -> _R:
+        """Returns the answer; raises SimulationFailed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(msgspec.json.encode(command) + b"\n")
+        line = await self._process.stdout.readline()
+        if not line:
+            raise SimulationFailed("a worker ended, see above")
+        reply = msgspec.json.decode(line, type=Reply)
+        if isinstance(reply, Failed):
+            raise SimulationFailed(reply.reason)
+        assert isinstance(reply, kind)
+        return reply
+
+
+class _Look(msgspec.Struct, frozen=True):
+    """What all processes have used, at one moment."""
+
+    workers: tuple[Usage, ...]
+    etcds: Mapping[int, EtcdUsage]
+
+
+class Simulation:
+    """One run of a plan; `say` is told how it goes."""
+
+    def __init__(self, plan: Plan, folder: Path, stack: AsyncExitStack, say: Callable[[str], None]) -> None:
+        if plan.members < 3:
+            raise ValueError("a third member joins: a simulation has three or more")
+        self._plan = plan
+        self._folder = folder
+        self._stack = stack
+        self._say = say
+        self._etcds: dict[int, Etcd] = {}
+        self._certificates: dict[int, str] = {}
+        self._workers: list[_Worker] = []
+        self._net = randbelow(256)
+        key, now = new_key(), datetime.now(UTC)
+        self._key, self._root = key, make_root(key, DOMAIN, now=now, lifetime=timedelta(days=2))
+        self._document = RootUnderTest(DOMAIN, key=key, certificate=self._root).say()
+
+    async def run(self) -> Figures:
+        """Runs all of it; raises SimulationFailed."""
+        plan, began = self._plan, time.time()
+        for _ in range(_WORKERS):
+            await self._start_worker()
+        idle, joins = [], []
+        await self._add([1, 2])
+        await self._whole(2)
+        joins.append(await self._watch_joining(3))
+        idle.append(await self._idle(3))
+        if plan.members > 3:
+            await self._add(list(range(4, plan.members)))
+            await self._whole(plan.members - 1)
+            joins.append(await self._watch_joining(plan.members))
+            idle.append(await self._idle(plan.members))
+        churn = [await self._churn(rate, idle[-1]) for rate in plan.rates]
+        held = [await worker.ask(commands.Digest(), Held) for worker in self._workers]
+        return Figures(
+            machine=f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+            members=plan.members,
+            services=plan.members * plan.services,
+            endpoints=plan.endpoints,
+            idle=tuple(idle),
+            joins=tuple(joins),
+            churn=tuple(churn),
+            is_consistent=is_consistent({name: of for one in held for name, of in one.digests.items()}),
+            took=time.time() - began,
+        )
+
+    # Members come
+
+    async def _start_worker(self) -> _Worker:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.benchmarks.worker"),
+            cwd=_HOUSE,
+            env={**os.environ, "TMPDIR": str(self._folder)},  # what its sockets leave goes with the folder
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=256 * 1024 * 1024,
+        )
+        self._stack.push_async_callback(_end, process)
+        worker = _Worker(process)
+        self._workers.append(worker)
+        await worker.ask(commands.Measure(), Usage)  # it has been imported, all that it needs
+        return worker
+
+    async def _add(self, numbers: Sequence[int]) -> None:
+        """Adds members to the first workers, some at a time, each joined via the first."""
+        self._say(f"members {numbers[0]} to {numbers[-1]} join")
+        await self._start_etcds(numbers)
+        for begin in range(0, len(numbers), _MEMBERS_AT_ONCE):
+            some = numbers[begin : begin + _MEMBERS_AT_ONCE]
+            async with asyncio.TaskGroup() as tasks:
+                for place, worker in enumerate(self._workers[:_WORKERS]):
+                    tasks.create_task(self._start(worker, some[place::_WORKERS]))
+            await self._whole(max(some))
+
+    async def _start(self, worker: _Worker, numbers: Sequence[int], *, has_sidecar: bool = False) -> None:
+        specs = tuple(self._spec(number, has_sidecar=has_sidecar) for number in numbers)
+        await worker.ask(commands.Start(self._plan, specs), Done)
+        worker.members += numbers
+        first = exports.own_member(settings_of(1, self._address(1)), certificate=self._certificates[1])
+        for number in numbers:
+            if number != 1:
+                await worker.ask(commands.Introduce(number, first), Done)
+
+    async def _start_etcds(self, numbers: Sequence[int]) -> None:
+        for begin in range(0, len(numbers), _ETCDS_AT_ONCE):
+            await asyncio.gather(*map(self._start_etcd, numbers[begin : begin + _ETCDS_AT_ONCE]))
+
+    async def _start_etcd(self, number: int) -> None:
+        folder = self._folder / name_of(number)
+        folder.mkdir()
+        etcd = start_etcd(folder, arguments=_ETCD_ARGUMENTS)
+        self._etcds[number] = await self._stack.enter_async_context(etcd)
+
+    def _address(self, number: int) -> str:
+        return f"127.108.{self._net}.{number}"
+
+    def _spec(self, number: int, *, has_sidecar: bool) -> Spec:
+        key = new_key()
+        certificate = make_intermediate(
+            self._root,
+            self._key,
+            public_key=key.public_key(),
+            cluster=name_of(number),
+            domain=DOMAIN,
+            now=datetime.now(UTC),
+            lifetime=timedelta(days=1),
+        )
+        pem = certificate.public_bytes(Encoding.PEM).decode()
+        self._certificates[number] = pem
+        return Spec(
+            index=number,
+            address=self._address(number),
+            etcd=self._etcds[number].url,
+            key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+            certificate=pem,
+            root=self._root.public_bytes(Encoding.PEM).decode(),
+            documents=(msgspec.json.encode(self._document).decode(),),
+            has_sidecar=has_sidecar,
+        )
+
+    async def _whole(self, members: int) -> float:
+        """Returns when all so many members had a whole picture."""
+        command = commands.AwaitWhole(members, members * self._plan.services, _LIMIT)
+        waiting = [worker.ask(command, Done) for worker in self._workers if worker.members]
+        return max(done.at for done in await asyncio.gather(*waiting))
+
+    # What it costs
+
+    async def _look(self) -> _Look:
+        workers = await asyncio.gather(*(worker.ask(commands.Measure(), Usage) for worker in self._workers))
+        etcds = {number: await etcd_usage(etcd.address, etcd.pid) for number, etcd in self._etcds.items()}
+        return _Look(tuple(workers), etcds)
+
+    async def _over(self, seconds: float) -> tuple[_Look, _Look]:
+        before = await self._look()
+        await asyncio.sleep(seconds)
+        return before, await self._look()
+
+    async def _watch_joining(self, number: int) -> Join:
+        self._say(f"member {number} joins")
+        worker = await self._start_worker()
+        await self._start_etcds([number])
+        await asyncio.sleep(self._plan.settle_seconds)
+        idle = _count(*await self._over(self._plan.join_seconds))
+        before = await self._look()
+        began = time.time()
+        await self._start(worker, [number], has_sidecar=number == self._plan.members)
+        whole = await self._whole(number)
+        # What it causes may last a little longer: the same span as of idling is looked at, at least.
+        await asyncio.sleep(max(0.0, self._plan.join_seconds - (time.time() - began)))
+        after = await self._look()
+        old = [other for other in self._etcds if other != number]
+        return Join(
+            number=number,
+            services=(number - 1) * self._plan.services,
+            seconds=whole - began,
+            newcomer=count(
+                [before.workers[-1], before.etcds[number]],
+                [after.workers[-1], after.etcds[number]],
+            ),
+            old=count(
+                [*before.workers[:-1], *(before.etcds[other] for other in old)],
+                [*after.workers[:-1], *(after.etcds[other] for other in old)],
+            )
+            .without(idle)
+            .each(len(old)),
+            newcomer_rss=after.workers[-1].rss,
+            newcomer_rss_before=before.workers[-1].rss,
+        )
+
+    async def _idle(self, members: int) -> Idle:
+        self._say(f"{members} members idle")
+        await asyncio.sleep(self._plan.settle_seconds)
+        before, after = await self._over(self._plan.idle_seconds)
+        etcds = list(after.etcds.values())
+        return Idle(
+            members=members,
+            each=_count(before, after).each(members),
+            control_rss=sum(one.rss for one in after.workers) / members,
+            etcd_rss=sum(one.rss for one in etcds) / members,
+            etcd_keys=sum(one.keys for one in etcds) / members,
+            etcd_bytes=sum(one.size for one in etcds) / members,
+        )
+
+    async def _churn(self, rate: float, idle: Idle) -> Churned:
+        self._say(f"{rate:g} endpoints come or go each second")
+        plan = self._plan
+        for worker in self._workers:
+            await worker.ask(commands.Converged(), Took)
+        before = await self._look()
+        asked = [
+            worker.ask(commands.Churn(rate * len(worker.members) / plan.members, plan.churn_seconds), Done)
+            for worker in self._workers
+            if worker.members
+        ]
+        changes = sum(done.changes for done in await asyncio.gather(*asked))
+        await asyncio.sleep(self._plan.settle_seconds)
+        after = await self._look()
+        took = [await worker.ask(commands.Converged(), Took) for worker in self._workers]
+        counted = _count(before, after)
+        return Churned(
+            rate=rate,
+            changes=changes,
+            per_change=counted.without(idle.each.each(1 / plan.members)).each(max(1, changes)),
+            picture=quantiles(span for one in took for _, span in one.picture),
+            everywhere=quantiles(everywhere(took)),
+            sidecar=quantiles(span for one in took for span in one.sidecar),
+            cpu_busy=(counted.cpu + counted.etcd_cpu) / counted.seconds,
+        )
+
+
+def _count(before: _Look, after: _Look) -> Counted:
+    return count([*before.workers, *before.etcds.values()], [*after.workers, *after.etcds.values()])
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
+
+
+@asynccontextmanager
+async def prepare(plan: Plan, say: Callable[[str], None] = lambda _: None) -> AsyncIterator[Simulation]:
+    """Gives a simulation whose processes and data are gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as folder:
+        async with AsyncExitStack() as stack:
+            yield Simulation(plan, Path(folder), stack, say)
