@@ -5,7 +5,7 @@ sections (which ready pods stand behind a service) is derived here, once, and on
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -49,6 +49,7 @@ class Section(StrEnum):
     DEPARTURES = "departures"
     SILENCES = "silences"
     VOUCHED = "vouched"
+    PUBLISHED = "published"
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -80,7 +81,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     `trust` has at most one value, under TRUST_KEY; `revocations` and `drains` are those of this cluster's own admin, by
     subject, and by member and service. `silences` says of members that are silent which of the spans that matter to
     some policy has passed, the longest; `vouched` counts, under VOUCHED_KEY, how often this control plane has confirmed
-    endpoints that must not outlive its word.
+    endpoints that must not outlive its word. `published` says since when this cluster exports what, as it tells others.
     `endpoints` follows from services and pods, `revoked` (who is believed no longer,
     sorted by subject, never the own cluster as a whole) from trust and revocations.
     """
@@ -101,6 +102,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     departures: Mapping[ClusterName, Departure] = _NOTHING
     silences: Mapping[ClusterName, timedelta] = _NOTHING
     vouched: Mapping[str, int] = _NOTHING
+    published: Mapping[ServiceKey, datetime] = _NOTHING
     revoked: tuple[Revocation, ...] = ()
 
 

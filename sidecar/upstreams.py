@@ -27,7 +27,9 @@ from federation.names import (
     tunnel_listener,
     upstream_label,
 )
-from federation.view import Path, PlacedEndpoint, ResolvedService
+from federation.offers import Path
+from federation.placement import PlacedEndpoint
+from federation.view import ResolvedService
 from federation.xds import builders, tls
 from federation.xds.resources import Resource
 from trust.spiffe import ClusterName, Identity, MeshDomain, ServiceAccount, SpiffeId, spiffe_id

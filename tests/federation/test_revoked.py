@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.model import Endpoint, Locality, MemberCluster, NetworkName, ServiceKey
+from federation.offers import Path
 from federation.revoked import Revoked, severing_epoch, tunnel_callers
 from federation.snapshot import Change, Replace, Section, Snapshot, apply
-from federation.view import MeshView, Path, resolve
+from federation.view import MeshView, resolve
 from federation.xds.tls import members_only, revoked_matcher
 from tests.support.two_clusters import DOMAIN, Member, east_and_west, far, key
 from trust.bundle import Revocation, is_revoked, make_revocation

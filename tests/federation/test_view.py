@@ -27,8 +27,9 @@ from federation.model import (
     ServiceKey,
     ServicePort,
 )
+from federation.offers import Path
 from federation.snapshot import EMPTY, Change, Replace, Section, Snapshot, apply
-from federation.view import InboundPort, Path, ResolvedService, inbound_ports, resolve
+from federation.view import InboundPort, ResolvedService, inbound_ports, resolve
 from trust.spiffe import ClusterName, MeshDomain, Namespace, ServiceAccount
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -18,8 +18,10 @@ from federation.model import (
     TcpUse,
 )
 from federation.names import clusterset_host, complete_host, local_host
+from federation.offers import Path
+from federation.placement import PlacedEndpoint
 from federation.snapshot import Change, Section, apply
-from federation.view import MeshView, Path, PlacedEndpoint, ResolvedPeer, ResolvedService
+from federation.view import MeshView, ResolvedPeer, ResolvedService
 from federation.xds.resources import ResourceSet, TypeUrl
 from sidecar.outbound import compile_outbound, outbound_listeners
 from tests.support.static_envoy import as_values
