@@ -1,7 +1,8 @@
 """The Envoy clusters of a sidecar: one per service port, its hosts, and how each host is spoken to. Pure.
 
 A cluster depends on which members offer the service, by which path and under which accounts; its load assignment on the
-endpoints. So an endpoint that comes or goes changes one ClusterLoadAssignment and no cluster.
+endpoints. So an endpoint that comes or goes, or is to get more or less, changes one ClusterLoadAssignment and no
+cluster.
 """
 
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from itertools import groupby
 
 import msgspec
 from envoy.config.cluster.v3 import cluster_pb2, outlier_detection_pb2
-from envoy.config.core.v3 import base_pb2
+from envoy.config.core.v3 import base_pb2, health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.wrappers_pb2 import UInt32Value
@@ -93,8 +94,8 @@ def compile_upstreams(service: ResolvedService, domain: MeshDomain) -> tuple[Com
         is_http = port.protocol is not Protocol.TCP
         upstream = _Upstream(domain, service.key, service.host, port.number, is_http, sockets)
         name = outbound_upstream(service.host, port.number)
-        assignment = _assignment(name, service, domain, is_http=is_http)
-        compiled.append(CompiledUpstream(_cluster(upstream), builders.encode(name, assignment)))
+        assignment = builders.encode(name, _assignment(name, service, domain, is_http=is_http))
+        compiled.append(CompiledUpstream(_cluster(upstream), _vouched(assignment, service)))
     return tuple(compiled)
 
 
@@ -180,25 +181,55 @@ def _alpn(upstream: _Upstream) -> str:
 def _assignment(
     name: UpstreamName, service: ResolvedService, domain: MeshDomain, *, is_http: bool
 ) -> endpoint_pb2.ClusterLoadAssignment:
-    """Returns the hosts by priority and locality: Envoy takes each of these groups once."""
+    """Returns the hosts by priority, place and member: Envoy takes each of these groups once, and reports its load."""
     assignment = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
-    for (priority, region, zone), placed in groupby(sorted(service.endpoints, key=_group), key=_group):
-        group = assignment.endpoints.add(priority=priority, locality=base_pb2.Locality(region=region, zone=zone))
+    if service.overprovisioning:
+        assignment.policy.overprovisioning_factor.value = service.overprovisioning
+    if service.expires_after is not None:
+        assignment.policy.endpoint_stale_after.CopyFrom(builders.duration(service.expires_after))
+    for (priority, region, zone, member), placed in groupby(sorted(service.endpoints, key=_group), key=_group):
+        locality = base_pb2.Locality(region=region, zone=zone, sub_zone=member)
+        group = assignment.endpoints.add(priority=priority, locality=locality)
         hosts = [
-            _host(one.member, one.path, one.endpoint, key=service.key, domain=domain, is_http=is_http) for one in placed
+            _host(
+                one.member,
+                one.path,
+                one.endpoint,
+                weight=one.weight,
+                is_draining=one.is_draining,
+                key=service.key,
+                domain=domain,
+                is_http=is_http,
+            )
+            for one in placed
         ]
         group.MergeFromString(b"".join(hosts))
     return assignment
 
 
-def _group(placed: PlacedEndpoint) -> tuple[int, str, str]:
+def _vouched(assignment: Resource, service: ResolvedService) -> Resource:
+    """Gives an assignment that expires another version with every confirmation: Envoy then gets it anew."""
+    if service.expires_after is None:
+        return assignment
+    return msgspec.structs.replace(assignment, version=f"{assignment.version}.{service.vouched}")
+
+
+def _group(placed: PlacedEndpoint) -> tuple[int, str, str, ClusterName]:
     locality = placed.endpoint.locality
-    return placed.priority, locality.region, locality.zone
+    return placed.priority, locality.region, locality.zone, placed.member
 
 
 @lru_cache(maxsize=_CACHED_HOSTS)
 def _host(
-    member: ClusterName, path: Path, endpoint: Endpoint, *, key: ServiceKey, domain: MeshDomain, is_http: bool
+    member: ClusterName,
+    path: Path,
+    endpoint: Endpoint,
+    *,
+    weight: int,
+    is_draining: bool,
+    key: ServiceKey,
+    domain: MeshDomain,
+    is_http: bool,
 ) -> bytes:
     """Returns a group that holds one host, encoded: how near it is, is its group's business and not in here."""
     mesh_address = host_port(endpoint.address, MESH_PORT)
@@ -215,6 +246,10 @@ def _host(
             address = builders.internal_address(listener, mesh_address)
             metadata[TUNNEL_METADATA] = _struct(svc=exported_authority(member, key, domain), dst=mesh_address)
     host = builders.lb_endpoint(address, base_pb2.Metadata(filter_metadata=metadata))
+    if weight != 1:
+        host.load_balancing_weight.value = weight
+    if is_draining:
+        host.health_status = health_check_pb2.DRAINING
     encoded: bytes = endpoint_components_pb2.LocalityLbEndpoints(lb_endpoints=[host]).SerializeToString(
         deterministic=True
     )
