@@ -30,7 +30,7 @@ from trust.joining import Grant, Introduction, JoinRequest
 
 _Answer = TypeVar("_Answer")
 
-_TIMEOUT = 10.0  # seconds: the control plane may wait for its etcd for a few
+_TIMEOUT = timedelta(seconds=10)  # the control plane may wait for its etcd for a few
 
 
 class ControlUnreachable(CommandFailed):
@@ -49,24 +49,29 @@ class AdminClient:
     """The admin API of one control plane. An async context manager; raises ControlUnreachable and ControlRefused.
 
     `url` such as `http://127.0.0.1:15014`; `token` is the text of `<data>/admin-token`. `others` are the admin URLs of
-    more replicas: they are asked, in order, when the one before does not answer.
+    more replicas: they are asked, in order, when the one before does not answer within `timeout`.
     """
 
-    def __init__(self, url: str, token: str = "", others: Sequence[str] = ()) -> None:
+    def __init__(self, url: str, token: str = "", others: Sequence[str] = (), *, timeout: timedelta = _TIMEOUT) -> None:
         self._url = url.rstrip("/")
         self._token = token
         self._others = tuple(other.rstrip("/") for other in others)
+        self._timeout = timeout
         self._session: aiohttp.ClientSession | None = None
 
     def elsewhere(self, url: str) -> "AdminClient":
         """Returns a client of another replica of the same cluster: they share the token."""
-        return AdminClient(url, self._token)
+        return AdminClient(url, self._token, timeout=self._timeout)
+
+    def within(self, timeout: timedelta) -> "AdminClient":
+        """Returns a client that waits less, or more, for each answer."""
+        return AdminClient(self._url, self._token, self._others, timeout=timeout)
 
     async def __aenter__(self) -> Self:
         # trust_env stays off: the admin API is never behind the mesh's own http_proxy
         self._session = aiohttp.ClientSession(
             headers={"authorization": f"Bearer {self._token}"} if self._token else {},
-            timeout=aiohttp.ClientTimeout(total=_TIMEOUT),
+            timeout=aiohttp.ClientTimeout(total=self._timeout.total_seconds()),
         )
         return self
 
@@ -196,7 +201,7 @@ class AdminClient:
             except (aiohttp.ClientError, TimeoutError) as error:
                 if not self._others:
                     raise ControlUnreachable(
-                        f"no answer from the control plane at {self._url}: {_reason(error)}",
+                        f"no answer from the control plane at {self._url}: {self._reason(error)}",
                         "is it running? `isthmus lab status` shows a lab; --cluster and --admin name another one",
                     ) from error
                 self._url, *rest = self._others
@@ -213,13 +218,12 @@ class AdminClient:
                 status,
             ) from error
 
-
-def _reason(error: aiohttp.ClientError | TimeoutError) -> str:
-    """Returns why there was no answer, in the words of the system where it has some."""
-    match error:
-        case aiohttp.ClientConnectorError(os_error=OSError(errno=int(code))) if code > 0:
-            return os.strerror(code)
-        case TimeoutError():
-            return f"nothing came within {_TIMEOUT:.0f} s"
-        case _:
-            return str(error) or type(error).__name__
+    def _reason(self, error: aiohttp.ClientError | TimeoutError) -> str:
+        """Returns why there was no answer, in the words of the system where it has some."""
+        match error:
+            case aiohttp.ClientConnectorError(os_error=OSError(errno=int(code))) if code > 0:
+                return os.strerror(code)
+            case TimeoutError():
+                return f"nothing came within {self._timeout.total_seconds():.0f} s"
+            case _:
+                return str(error) or type(error).__name__

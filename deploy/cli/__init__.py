@@ -11,7 +11,10 @@ A command is a verb; what it drives or shows stands in a module beside it:
 
     rotate    rotation (drives it, stage by stage) - rotation_stages (what each waits for, in words P)
     revoke    revocation (drives it, and says how far each member is)
+    drain     drain_driver (drives it) - drain_run (whom one run reaches, what it told and counted) - drain_mesh (asks
+              and tells all members) - draining (ramp, counters, when to give up, when nothing is carried P)
+              - drain_outcome (how it ended) - drain_display
     trust     trust_status (sums the mesh up P) - trust_display (its tables, also of the two above)
     lab       lab_display
-    check, control, members, status and token are commands alone
+    check, control, leave, members, status and token are commands alone
 """

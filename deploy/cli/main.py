@@ -30,6 +30,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "accept": ("deploy.cli.members:accept", "Hand a grant to the cluster that asked for it."),
         "trust": ("deploy.cli.trust:trust", "Make, look at and rotate the keys that the mesh believes."),
         "revoke": ("deploy.cli.revoke:revoke", "Believe a cluster or a workload no longer, at once; or again."),
+        "drain": ("deploy.cli.drain:drain", "Have calls leave a cluster, step by step, until it carries nothing."),
+        "undrain": ("deploy.cli.drain:undrain", "Have calls come back to a cluster."),
+        "leave": ("deploy.cli.leave:leave", "Have a cluster leave the mesh, or the others forget one that is lost."),
         "token": ("deploy.cli.token:token", "Make, list and revoke the tokens that proxies prove themselves with."),
         "control": ("deploy.cli.control:control", "Run the control plane of one cluster."),
     }

@@ -24,6 +24,11 @@ class Progress:
         self._since = 0.0
         self._named: frozenset[str] = frozenset()
 
+    @property
+    def is_moving(self) -> bool:
+        """Says whether what is waited for is shown in place: then it may change often."""
+        return self._status is not None
+
     def say(self, line: str) -> None:
         """Shows a line that stays."""
         self._console.print(line, markup=False, soft_wrap=True)

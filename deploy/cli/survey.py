@@ -7,7 +7,7 @@ believed about itself; of the others the newest word counts.
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -19,6 +19,8 @@ from trust.joining import Grant
 from trust.rotation import Statements
 from trust.spiffe import ClusterName
 from trust.statements import TrustStatement
+
+_Answer = TypeVar("_Answer")
 
 
 class Silent(msgspec.Struct, frozen=True, rename="camel"):
@@ -105,6 +107,27 @@ def reasons_of(survey: Survey) -> str:
     return "; ".join(f"{one.cluster}: {one.reason}" if one.cluster else one.reason for one in survey.silent)
 
 
+async def ask_each(
+    clusters: Iterable[str], client: Callable[[str], AdminClient], ask: Callable[[AdminClient], Awaitable[_Answer]]
+) -> dict[str, _Answer | Silent]:
+    """Asks control planes by name, all at once; who does not answer, or refuses, is Silent with the reason."""
+    async with asyncio.TaskGroup() as group:
+        asked = {name: group.create_task(ask_one(name, client, ask)) for name in clusters}
+    return {name: task.result() for name, task in asked.items()}
+
+
+async def ask_one(
+    name: str, client: Callable[[str], AdminClient], ask: Callable[[AdminClient], Awaitable[_Answer]]
+) -> _Answer | Silent:
+    """Asks one control plane."""
+    asked = client(name)  # a new one each time: it forgets the replicas that did not answer
+    try:
+        async with asked:
+            return await ask(asked)
+    except (ControlUnreachable, ControlRefused) as error:
+        return Silent(name, error.message, is_away=isinstance(error, ControlUnreachable))
+
+
 class ReachedMesh:
     """The mesh behind the admin APIs of `clusters`; `client` makes a client of one by its name."""
 
@@ -130,7 +153,7 @@ class ReachedMesh:
         answers: dict[str, TrustReport | Silent] = {}
         for name in self._clusters:
             if name not in put_together(answers).members:
-                answers[name] = await self._ask(name, ask)
+                answers[name] = await ask_one(name, self._client, ask)
         return msgspec.structs.replace(put_together(answers), known=tuple(states), states=states)
 
     async def deliver(self, bundles: Sequence[TrustBundle], grants: Sequence[Grant]) -> Survey:
@@ -151,14 +174,4 @@ class ReachedMesh:
         self, ask: Callable[[AdminClient], Awaitable[TrustReport]], *, without: Collection[str] = ()
     ) -> dict[str, TrustReport | Silent]:
         """Asks all control planes but those named; who does not answer, or refuses, is Silent with the reason."""
-        async with asyncio.TaskGroup() as group:
-            asked = {name: group.create_task(self._ask(name, ask)) for name in self._clusters if name not in without}
-        return {name: task.result() for name, task in asked.items()}
-
-    async def _ask(self, name: str, ask: Callable[[AdminClient], Awaitable[TrustReport]]) -> TrustReport | Silent:
-        client = self._client(name)  # a new one each time: it forgets the replicas that did not answer
-        try:
-            async with client:
-                return await ask(client)
-        except (ControlUnreachable, ControlRefused) as error:
-            return Silent(name, error.message, is_away=isinstance(error, ControlUnreachable))
+        return await ask_each((name for name in self._clusters if name not in without), self._client, ask)
