@@ -7,10 +7,11 @@
 A tunnel leads to exactly the pod that was asked for, or is refused: the caller balances, retries and ejects.
 
 Every member has a filter chain of its own, which admits that member alone: when it is revoked its chain goes, and with
-it all its tunnels, after the drain time; nobody else's connections are touched.
+it all its tunnels, after the drain time; nobody else's connections are touched. Which services it may reach stands in
+the routes, which all chains share: there, a service that is not for it looks like one that does not exist.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.core.v3 import address_pb2, base_pb2
@@ -48,20 +49,25 @@ def compile_gateway(
     control_addresses: Sequence[str],
     domain: MeshDomain,
     callers: Iterable[ClusterName],
-    revoked: Iterable[Revocation],
+    audiences: Mapping[ServiceKey, frozenset[ClusterName]],
+    revoked: Collection[Revocation],
 ) -> ResourceSet:
     """Returns the one listener of the gateway and an upstream per exported service.
 
     `exported` is what this cluster offers, `control_addresses` the control planes whose FEDERATION_PORT peers reach,
-    `callers` the members that may open tunnels, but for their workloads that are `revoked`.
+    `callers` the members that may open tunnels, but for their workloads that are `revoked`; `audiences` are the members
+    that exports are for, of those exports that are not for all.
     """
     cluster = scope.audience.cluster
     services = {exported_authority(cluster, key, domain): exported[key].endpoints for key in sorted(exported)}
+    reached_by: dict[frozenset[ClusterName] | None, list[str]] = {None: []}
+    for key in sorted(exported):
+        reached_by.setdefault(audiences.get(key), []).append(exported_authority(cluster, key, domain))
+    rules = {among: tls.members_only(domain, among, revoked=revoked) for among in reached_by if among is None or among}
     control = [builders.socket_address(address, FEDERATION_PORT) for address in control_addresses]
-    allowed = tls.members_only(domain, revoked=revoked)
     messages: list[tuple[TypeUrl, str, Message]] = [
         (TypeUrl.LISTENER, GATEWAY_LISTENER, _listener(scope, callers, domain)),
-        (TypeUrl.ROUTES, GATEWAY_ROUTES, _routes(services, gateway_dns_name(cluster, domain), allowed)),
+        (TypeUrl.ROUTES, GATEWAY_ROUTES, _routes(reached_by, gateway_dns_name(cluster, domain), rules)),
         (TypeUrl.CLUSTER, FEDERATION_UPSTREAM, _federation_cluster()),
         (TypeUrl.ENDPOINTS, FEDERATION_UPSTREAM, _assignment(FEDERATION_UPSTREAM, control)),
     ]
@@ -88,10 +94,15 @@ def _listener(scope: ProxyScope, callers: Iterable[ClusterName], domain: MeshDom
     return listeners.listener(GATEWAY_LISTENER, scope.address, port=GATEWAY_PORT, chains=chains, reads_sni=True)
 
 
-def _routes(authorities: Iterable[str], own_name: str, rules: rbac_pb2.RBAC) -> route_pb2.RouteConfiguration:
-    """Returns a virtual host for the health checks of peers and one for all exported services, by their exact names.
+def _routes(
+    reached_by: Mapping[frozenset[ClusterName] | None, Sequence[str]],
+    own_name: str,
+    rules: Mapping[frozenset[ClusterName] | None, rbac_pb2.RBAC],
+) -> route_pb2.RouteConfiguration:
+    """Returns a virtual host for the health checks of peers, and one for all services that the same members may reach.
 
-    A wildcard would open a tunnel to whatever upstream a caller names.
+    `reached_by` are their authorities by those members (None: all), `rules` who those are; what nobody may reach has
+    none. Services stand there by their exact names: a wildcard would open a tunnel to whatever upstream a caller names.
     """
     health = route_components_pb2.Route(
         match=route_components_pb2.RouteMatch(path=GATEWAY_HEALTH_PATH),
@@ -100,14 +111,21 @@ def _routes(authorities: Iterable[str], own_name: str, rules: rbac_pb2.RBAC) -> 
         ),
     )
     hosts = [route_components_pb2.VirtualHost(name="health", domains=[own_name], routes=[health])]
-    if domains := list(authorities):
-        hosts.append(route_components_pb2.VirtualHost(name="exported", domains=domains, routes=[_tunnel_route()]))
+    for members, domains in sorted(reached_by.items(), key=lambda one: sorted(one[0] or ())):
+        if domains and members in rules:
+            host = route_components_pb2.VirtualHost(name="exported", domains=domains, routes=[_tunnel_route()])
+            if members is not None:
+                host.name += f" to {', '.join(sorted(members))}"
+                _allow(host, rules[members])
+            hosts.append(host)
+    routes = route_pb2.RouteConfiguration(name=GATEWAY_ROUTES, virtual_hosts=hosts)
+    _allow(routes, rules[None])
+    return routes
+
+
+def _allow(where: route_pb2.RouteConfiguration | route_components_pb2.VirtualHost, rules: rbac_pb2.RBAC) -> None:
     allowed = http_rbac_pb2.RBACPerRoute(rbac=http_rbac_pb2.RBAC(rules=rules))
-    return route_pb2.RouteConfiguration(
-        name=GATEWAY_ROUTES,
-        virtual_hosts=hosts,
-        typed_per_filter_config={listeners.HTTP_RBAC_FILTER: builders.any_of(allowed)},
-    )
+    where.typed_per_filter_config[listeners.HTTP_RBAC_FILTER].CopyFrom(builders.any_of(allowed))
 
 
 def _tunnel_route() -> route_components_pb2.Route:

@@ -3,11 +3,13 @@
     peer's sidecar or gateway ─ mTLS, SNI 80.cart.shop.svc.west.mesh.test ─► :15008 ─► chain of that service port ─► app
 
 One filter chain per service port, chosen by SNI: a chain that is added or removed touches no connection of the others.
-Who may come in: for a service that is exported, any identity of the mesh; for another, those of its own cluster; nobody
-who is revoked. These rules come over ECDS, so that a revocation denies the next request and drains no connection.
+Who may come in: for a service that is exported, any identity of the mesh, or of the members that it is exported to; for
+another, those of its own cluster; nobody who is revoked. These rules come over ECDS under the name of the service, so
+that they hold from the next request when somebody is revoked or an export gets another audience, and drain no
+connection.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
 
 from envoy.config.accesslog.v3 import accesslog_pb2
@@ -21,7 +23,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import UInt32Value
 
-from federation.model import MESH_PORT, Protocol, ProxyScope
+from federation.model import MESH_PORT, Protocol, ProxyScope, ServiceKey
 from federation.names import FLAGS_HEADER, INBOUND_LISTENER, inbound_rules, inbound_upstream, service_sni
 from federation.view import InboundPort
 from federation.xds import builders, listeners, tls
@@ -37,16 +39,31 @@ _IDLE_APP = timedelta(seconds=1)
 # close is lost. Closing first costs a connection to an address of this same machine.
 
 
-def compile_rules(cluster: ClusterName, domain: MeshDomain, revoked: Iterable[Revocation]) -> ResourceSet:
-    """Returns who may come in at the sidecars of a cluster: for HTTP and TCP, from the mesh and from the cluster."""
-    messages: list[tuple[TypeUrl, str, Message]] = []
-    for is_exported in (True, False):
-        rules = tls.members_only(domain, None if is_exported else cluster, revoked=revoked)
-        http = inbound_rules(_HTTP, is_exported=is_exported)
-        messages.append((TypeUrl.EXTENSION, http, listeners.http_rules(http, rules)))
-        tcp = inbound_rules(_TCP, is_exported=is_exported)
-        messages.append((TypeUrl.EXTENSION, tcp, listeners.tcp_rules(tcp, rules, stat_prefix=INBOUND_LISTENER)))
-    return builders.resource_set(messages)
+def compile_rules(
+    cluster: ClusterName,
+    ports: Iterable[InboundPort],
+    domain: MeshDomain,
+    *,
+    audiences: Mapping[ServiceKey, Collection[ClusterName]],
+    revoked: Collection[Revocation],
+) -> ResourceSet:
+    """Returns who may come in at these ports of sidecars of `cluster`.
+
+    `audiences` are the members that exports are for, of those exports that are not for all.
+    """
+    messages: dict[str, tuple[TypeUrl, str, Message]] = {}
+    for port in ports:
+        name = _rules_name(port)
+        if name not in messages:
+            others = audiences.get(port.key) if port.is_exported else ()
+            rules = tls.members_only(domain, None if others is None else {cluster, *others}, revoked=revoked)
+            message = (
+                listeners.tcp_rules(name, rules, stat_prefix=INBOUND_LISTENER)
+                if port.protocol is Protocol.TCP
+                else listeners.http_rules(name, rules)
+            )
+            messages[name] = (TypeUrl.EXTENSION, name, message)
+    return builders.resource_set(messages.values())
 
 
 def compile_inbound(
@@ -80,11 +97,11 @@ def _chain(
     only = None if port.is_exported else cluster
     if port.protocol is Protocol.TCP:
         proxy = listeners.tcp_proxy(INBOUND_LISTENER, upstream, attempts=2)
-        rules = inbound_rules(_TCP, is_exported=port.is_exported)
-        filters = [listeners.rbac_filter(rules), listeners.tcp_filter(proxy)]
+        filters = [listeners.rbac_filter(_rules_name(port)), listeners.tcp_filter(proxy)]
         return listeners.sni_chain(sni, filters, tls.downstream_tls(domain, alpn="", only=only), epoch=epoch)
-    rules = inbound_rules(_HTTP, is_exported=port.is_exported)
-    manager = listeners.http_manager(INBOUND_LISTENER, _routes(upstream), rules=rules, upgrades=("websocket",))
+    manager = listeners.http_manager(
+        INBOUND_LISTENER, _routes(upstream), rules=_rules_name(port), upgrades=("websocket",)
+    )
     manager.forward_client_cert_details = hcm_pb2.HttpConnectionManager.SANITIZE_SET
     manager.set_current_client_cert_details.uri = True
     manager.local_reply_config.CopyFrom(_local_replies())
@@ -140,6 +157,10 @@ def _app_cluster(address: str, port: InboundPort) -> cluster_pb2.Cluster:
     for key, options in builders.upstream_http(http2=http2, idle=_IDLE_APP).items():
         cluster.typed_extension_protocol_options[key].CopyFrom(options)
     return cluster
+
+
+def _rules_name(port: InboundPort) -> str:
+    return inbound_rules(_TCP if port.protocol is Protocol.TCP else _HTTP, port.key)
 
 
 def _upstream(port: InboundPort) -> str:

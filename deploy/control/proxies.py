@@ -13,6 +13,7 @@ from federation.model import (
     ServiceKey,
 )
 from federation.peering.exports import offered
+from federation.peering.visibility import audiences
 from federation.revoked import severing_epoch, tunnel_callers
 from federation.snapshot import Snapshot
 from federation.view import InboundPort, inbound_ports, resolve
@@ -21,6 +22,7 @@ from gateway.eastwest import compile_gateway
 from sidecar.inbound import compile_inbound, compile_rules
 from sidecar.outbound import compile_outbound, outbound_listeners
 from trust.bundle import Revocation, is_revoked
+from trust.spiffe import ClusterName
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -40,7 +42,8 @@ class Compiler:
         self._inbound: dict[Pod, tuple[ProxyScope, tuple[InboundPort, ...], ResourceSet]] = {}
         self._epoch = ""
         self._revoked: tuple[Revocation, ...] = ()
-        self._rules: ResourceSet = {}
+        self._audiences: Mapping[ServiceKey, frozenset[ClusterName]] = {}
+        self._rules: dict[tuple[InboundPort, ...], ResourceSet] = {}
 
     def __call__(self, snapshot: Snapshot, scope: ProxyScope) -> ResourceSet:
         """Returns all but the secrets of one proxy; nothing at all for a proxy that is revoked.
@@ -52,7 +55,7 @@ class Compiler:
             return {}
         match scope.audience.role:
             case ProxyRole.SIDECAR:
-                return merged(self._outbound_of(snapshot, scope.audience), self._own_of(snapshot, scope), self._rules)
+                return merged(self._outbound_of(snapshot, scope.audience), *self._own_of(snapshot, scope))
             case ProxyRole.GATEWAY:
                 return compile_gateway(
                     scope,
@@ -60,6 +63,7 @@ class Compiler:
                     control_addresses=self._control_addresses,
                     domain=self._settings.domain,
                     callers=tunnel_callers(snapshot, self._settings),
+                    audiences=self._audiences,
                     revoked=snapshot.revoked,
                 )
 
@@ -70,34 +74,45 @@ class Compiler:
         self._outbound.clear()
         # changed_at has no meaning for a gateway: a constant keeps what did not change equal to itself
         self._offered = offered(snapshot, self._settings, before=self._offered, changed_at=_EPOCH)
-        if snapshot.revoked != self._revoked or not self._rules:
-            self._revoked = snapshot.revoked
-            self._rules = compile_rules(self._settings.name, self._settings.domain, snapshot.revoked)
+        chosen = audiences(snapshot, self._settings)
+        if snapshot.revoked != self._revoked or chosen != self._audiences:
+            self._revoked, self._audiences = snapshot.revoked, chosen
+            self._rules.clear()
         epoch = severing_epoch(snapshot, self._settings)
         if epoch != self._epoch:
             self._epoch = epoch
             self._inbound.clear()
         pods = set(snapshot.pods.values())
         self._inbound = {pod: known for pod, known in self._inbound.items() if pod in pods}
+        served = {ports for _, ports, _ in self._inbound.values()}
+        self._rules = {ports: rules for ports, rules in self._rules.items() if ports in served}
 
     def _outbound_of(self, snapshot: Snapshot, audience: Audience) -> ResourceSet:
         if audience not in self._outbound:
             self._outbound[audience] = compile_outbound(resolve(snapshot, self._settings, audience))
         return self._outbound[audience]
 
-    def _own_of(self, snapshot: Snapshot, scope: ProxyScope) -> ResourceSet:
+    def _own_of(self, snapshot: Snapshot, scope: ProxyScope) -> tuple[ResourceSet, ResourceSet]:
+        """Returns what a sidecar is told about its own workload, and who may come in to it."""
         if scope.pod is None:
             raise ValueError(f"the sidecar {scope} has no pod")
         ports = inbound_ports(snapshot, scope.pod)
         known = self._inbound.get(scope.pod)
         if known is not None and known[:2] == (scope, ports):
-            return known[2]
+            return known[2], self._rules_of(known[1])
         made = merged(
             outbound_listeners(scope, epoch=self._epoch),
             compile_inbound(scope, ports, self._settings.domain, epoch=self._epoch),
         )
         self._inbound[scope.pod] = (scope, ports, made)
-        return made
+        return made, self._rules_of(ports)
+
+    def _rules_of(self, ports: tuple[InboundPort, ...]) -> ResourceSet:
+        if ports not in self._rules:
+            self._rules[ports] = compile_rules(
+                self._settings.name, ports, self._settings.domain, audiences=self._audiences, revoked=self._revoked
+            )
+        return self._rules[ports]
 
 
 def merged(*sets: ResourceSet) -> ResourceSet:

@@ -46,13 +46,14 @@ def seen_by(snapshot: Snapshot, settings: ClusterSettings, key: ServiceKey) -> f
     export = snapshot.exports.get(key)
     if export is None:
         return frozenset()
-    if not export.export_to:
-        return None
-    return frozenset(
-        name
-        for name, member in snapshot.members.items()
-        if name != settings.name and _selects(export.export_to, member)
-    )
+    return _chosen(snapshot, settings, export.export_to) if export.export_to else None
+
+
+def audiences(snapshot: Snapshot, settings: ClusterSettings) -> Mapping[ServiceKey, frozenset[ClusterName]]:
+    """Returns `seen_by` of those exports that are not for all."""
+    kinds = {export.export_to for export in snapshot.exports.values() if export.export_to}
+    chosen = {kind: _chosen(snapshot, settings, kind) for kind in kinds}
+    return {key: chosen[export.export_to] for key, export in snapshot.exports.items() if export.export_to}
 
 
 class Shares:
@@ -61,7 +62,7 @@ class Shares:
     def __init__(self, offers: Mapping[str, Resource], restricted: Mapping[str, tuple[MemberSelector, ...]]) -> None:
         """`restricted` are the selectors of those offers, by name, that are not for all."""
         self._offers = offers
-        self._restricted = restricted
+        self.restricted = restricted
         self._kinds = frozenset(restricted.values())
         self._made: dict[frozenset[tuple[MemberSelector, ...]], Mapping[str, Resource]] = {self._kinds: offers}
 
@@ -72,7 +73,7 @@ class Shares:
             self._made[permitted] = {
                 name: offer
                 for name, offer in self._offers.items()
-                if name not in self._restricted or self._restricted[name] in permitted
+                if name not in self.restricted or self.restricted[name] in permitted
             }
         return self._made[permitted]
 
@@ -84,4 +85,12 @@ def _selects(selectors: Collection[MemberSelector], member: MemberCluster) -> bo
         if selector.name
         else bool(selector.label) and labels.get(selector.label) == selector.value
         for selector in selectors
+    )
+
+
+def _chosen(
+    snapshot: Snapshot, settings: ClusterSettings, selectors: Collection[MemberSelector]
+) -> frozenset[ClusterName]:
+    return frozenset(
+        name for name, member in snapshot.members.items() if name != settings.name and _selects(selectors, member)
     )

@@ -1,6 +1,6 @@
 """TLS between proxies: TLS 1.3, certificates and roots by SDS, the other side known by its SPIFFE id. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from envoy.config.core.v3 import base_pb2
 from envoy.config.rbac.v3 import rbac_pb2
@@ -63,9 +63,9 @@ def through_tunnel(inner: base_pb2.TransportSocket, metadata_key: str) -> base_p
 
 
 def members_only(
-    domain: MeshDomain, only: ClusterName | None = None, *, revoked: Iterable[Revocation] = ()
+    domain: MeshDomain, among: Collection[ClusterName] | None = None, *, revoked: Iterable[Revocation] = ()
 ) -> rbac_pb2.RBAC:
-    """Allows whoever proved by certificate to be an identity of the mesh, or of the cluster `only`, and nobody else.
+    """Allows whoever proved by certificate to be an identity of the mesh, or of one `among` these clusters; no other.
 
     `mtls_authenticated` and never `authenticated`: that one takes a DNS name or a subject for a SPIFFE id. One good
     name among several is not enough: x-forwarded-client-cert tells the app all URIs, unquoted, so that a `;` or `,` in
@@ -77,7 +77,10 @@ def members_only(
     is_refused = rbac_pb2.Principal(
         or_ids=rbac_pb2.Principal.Set(ids=[_principal(_uri_matcher(matcher)) for matcher in refused])
     )
-    is_member = _principal(identity_matcher(domain, only))
+    members = [_principal(identity_matcher(domain, one)) for one in ([None] if among is None else sorted(among))]
+    if not members:
+        raise ValueError("nobody to allow: Envoy takes no empty list")
+    is_member = rbac_pb2.Principal(or_ids=rbac_pb2.Principal.Set(ids=members)) if len(members) > 1 else members[0]
     principal = rbac_pb2.Principal(
         and_ids=rbac_pb2.Principal.Set(ids=[is_member, rbac_pb2.Principal(not_id=is_refused)])
     )

@@ -84,7 +84,7 @@ def outbound() -> str:
 
 
 def inbound() -> str:
-    rules = ("inbound-http|mesh", "inbound-tcp|cluster")
+    rules = ("inbound-http|shop/cart", "inbound-tcp|shop/store")
     return of_resources(revoking(west()).sidecar("server-1"), "inbound", "inbound|8080", "inbound|6379", *rules)
 
 

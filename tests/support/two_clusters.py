@@ -32,6 +32,7 @@ from federation.model import (
 )
 from federation.names import clusterset_host, local_host
 from federation.peering.exports import offered, own_member
+from federation.peering.visibility import audiences
 from federation.revoked import severing_epoch, tunnel_callers
 from federation.snapshot import Replace, Section, Snapshot
 from federation.view import inbound_ports, resolve
@@ -99,11 +100,18 @@ class Member(msgspec.Struct, frozen=True):
         scope = self.pod_scope(name)
         assert scope.pod is not None
         epoch = severing_epoch(self.snapshot, self.settings)
+        ports = inbound_ports(self.snapshot, scope.pod)
         return merge(
             compile_outbound(resolve(self.snapshot, self.settings, scope.audience)),
             outbound_listeners(scope, epoch=epoch),
-            compile_inbound(scope, inbound_ports(self.snapshot, scope.pod), DOMAIN, epoch=epoch),
-            compile_rules(self.settings.name, DOMAIN, self.snapshot.revoked),
+            compile_inbound(scope, ports, DOMAIN, epoch=epoch),
+            compile_rules(
+                self.settings.name,
+                ports,
+                DOMAIN,
+                audiences=audiences(self.snapshot, self.settings),
+                revoked=self.snapshot.revoked,
+            ),
         )
 
     def gateway(self, address: str, *, control: Sequence[str] = ()) -> ResourceSet:
@@ -116,6 +124,7 @@ class Member(msgspec.Struct, frozen=True):
             control_addresses=control,
             domain=DOMAIN,
             callers=tunnel_callers(self.snapshot, self.settings),
+            audiences=audiences(self.snapshot, self.settings),
             revoked=self.snapshot.revoked,
         )
 
