@@ -162,6 +162,7 @@ class ExportedService(msgspec.Struct, frozen=True):
 
     `changed_at` is when the origin's source saw the last change: the start of the convergence measurement.
     `exported_at` is when the origin began to export it: of exports that contradict each other the oldest wins (MCS).
+    `version` is the one under which its origin told it, so that it need not tell it again; empty for what is our own.
     """
 
     cluster: ClusterName
@@ -170,6 +171,7 @@ class ExportedService(msgspec.Struct, frozen=True):
     endpoints: tuple[Endpoint, ...]
     changed_at: datetime
     exported_at: datetime = EPOCH
+    version: str = ""
 
 
 class GatewayAddress(msgspec.Struct, frozen=True, order=True):
@@ -241,11 +243,16 @@ class Thresholds(msgspec.Struct, frozen=True):
 
 
 class Freshness(msgspec.Struct, frozen=True):
-    """Liveness of a peer, since when, and when it was last heard. All times are those of the cluster that listens."""
+    """Liveness of a peer, since when, and when it was last heard. All times are those of the cluster that listens.
+
+    `silent` is how long a stale or gone peer was listened to in vain, measured by a clock that nobody sets, when this
+    was written: never more than it was in truth.
+    """
 
     state: Liveness
     since: datetime
     heard: datetime | None = None
+    silent: timedelta = timedelta()
 
 
 class Trust(msgspec.Struct, frozen=True):

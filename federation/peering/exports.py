@@ -38,6 +38,8 @@ MAX_RECORD = 1024 * 1024
 MOST_PORTS = 100
 """Ports of one service: each is a cluster in every sidecar, with all the endpoints. An EndpointSlice has as many."""
 
+LONGEST_VERSION = 64  # characters; ours is a hash of 16
+
 _BROADCAST = ipaddress.ip_address("255.255.255.255")
 _PORTS = range(1, 65536)
 _WIRE_VERSIONS = range(1 << 31)  # msgspec reads integers of any length, and writes none beyond 64 bits
@@ -93,7 +95,8 @@ def offered(
     """Returns what this cluster offers: services that exist and are exported, with their ready endpoints.
 
     A service without ready endpoints is offered empty: its name stays. Revoked workloads are not offered. What is as in
-    `before` stays that very object, the rest is stamped `changed_at`.
+    `before` stays that very object, the rest is stamped `changed_at`. An export that does not say when it was created
+    counts from when it was first offered.
     """
     revoked = Revoked(snapshot.revoked)
     offers = {}
@@ -101,10 +104,13 @@ def offered(
         ports = tuple(sorted(_as_seen_by_callers(port) for port in snapshot.services[key].ports))
         endpoints = revoked.spare(snapshot.endpoints.get(key, ()), cluster=settings.name, key=key)
         known = before.get(key)
-        if known is not None and known.ports == ports and known.endpoints == endpoints:
-            offers[key] = known
+        since = snapshot.exports[key].created or (_exported_at(known) if known else changed_at)
+        if known is None or (known.ports, known.endpoints) != (ports, endpoints):
+            offers[key] = ExportedService(settings.name, key, ports, endpoints, changed_at, since)
+        elif known.exported_at != since:
+            offers[key] = msgspec.structs.replace(known, exported_at=since)
         else:
-            offers[key] = ExportedService(settings.name, key, ports, endpoints, changed_at)
+            offers[key] = known
     return offers
 
 
@@ -139,12 +145,14 @@ def decode_departure(body: bytes) -> Departure:
 
 
 def export_version(exported: ExportedService) -> str:
-    """Returns the version of an offer: a hash of all but `changed_at`.
+    """Returns the version of an offer: of another's, the one it gave; of our own, a hash of what it says.
 
-    Replicas of a control plane see a change at different moments, yet offer the same version: a peer that comes back
-    to another replica is not sent everything again.
+    Moments are left out: replicas of a control plane see a change at different moments, yet offer the same version, so
+    that a peer that comes back to another replica is not sent everything again. `exported_at` travels with the next
+    change. What a later edition adds to records must not change the hash either, as long as it says nothing new.
     """
-    return make_resource("", encode(msgspec.structs.replace(exported, changed_at=EPOCH))).version
+    said = (exported.cluster, exported.key, exported.ports, exported.endpoints)
+    return exported.version or make_resource("", msgspec.json.encode(said)).version
 
 
 def export_resource(exported: ExportedService) -> Resource:
@@ -174,8 +182,10 @@ def read_export(name: str, body: bytes, speaker: ClusterName) -> ExportedService
         raise Malformed(f"the record is about {exported.key}")
     if not (is_dns_label(exported.key.namespace) and is_dns_label(exported.key.name)):
         raise Malformed("namespace and name must be DNS labels")
-    if exported.changed_at.tzinfo is None:
-        raise Malformed("changed_at has no time zone")
+    if exported.changed_at.tzinfo is None or exported.exported_at.tzinfo is None:
+        raise Malformed("changed_at or exported_at has no time zone")
+    if len(exported.version) > LONGEST_VERSION:
+        raise Malformed(f"a version of more than {LONGEST_VERSION} characters")
     _check_ports(exported.ports)
     return msgspec.structs.replace(
         exported,
@@ -241,6 +251,11 @@ def _decode(body: bytes, kind: type[_T]) -> _T:
         raise Malformed(str(error)) from error
     except RecursionError as error:
         raise Malformed("the record is nested too deeply") from error
+
+
+def _exported_at(known: ExportedService) -> datetime:
+    # An edition that does not tell since when it exports tells at least when that last changed.
+    return known.changed_at if known.exported_at == EPOCH else known.exported_at
 
 
 def _as_seen_by_callers(port: ServicePort) -> ServicePort:

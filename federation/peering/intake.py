@@ -137,7 +137,8 @@ class Intake:
             except Malformed as error:
                 refused[resource.name] = str(error)
                 continue
-            key, body = names.export_key(self._peer, exported.key), exports.encode(exported)
+            key = names.export_key(self._peer, exported.key)
+            body = exports.encode(msgspec.structs.replace(exported, version=resource.version))
             if excess := self._allowance.take(key, weigh(exported, size=len(body))):
                 refused[resource.name] = excess
             else:

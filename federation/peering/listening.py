@@ -12,7 +12,8 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 
 from federation.etcd import EtcdRefused, EtcdUnavailable
 from federation.peering.dialing import LARGEST_RESPONSE
-from federation.peering.freshness import STALE_AFTER
+from federation.peering.exports import LONGEST_VERSION
+from federation.peering.freshness import LONGEST_SILENCE
 from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE
 from federation.xds.client import DeltaClient, InvalidResponse, Received
 from federation.xds.resources import TypeUrl
@@ -30,7 +31,6 @@ TYPES = (
 _MOST_WAITING = 8
 """Responses not kept yet. A peer sends one of a type and waits for the answer: more is no peer of ours. Together they
 have no more bytes than one response may have."""
-_LONGEST_VERSION = 64  # characters; ours is a hash of 16
 
 _UNSAID = "Internal error from Core"
 """What grpc.aio says, instead of the real status, when something was written to a stream that had just ended."""
@@ -101,10 +101,10 @@ class _Session:
     async def read(self) -> str:
         while True:
             try:
-                async with asyncio.timeout(STALE_AFTER.total_seconds()):
+                async with asyncio.timeout(LONGEST_SILENCE.total_seconds()):
                     response = await self._call.read()
             except TimeoutError:
-                return f"silent for {STALE_AFTER.total_seconds():g} s"
+                return f"silent for {LONGEST_SILENCE.total_seconds():g} s"
             except grpc.aio.AioRpcError as error:
                 return _say(error.code(), error.details())
             if not isinstance(response, DeltaDiscoveryResponse):
@@ -116,8 +116,8 @@ class _Session:
                 self._outgoing.put_nowait(self._rest.pop(0))
             try:
                 received = self._client.receive(response)
-                if any(len(resource.version) > _LONGEST_VERSION for resource in received.upserts):
-                    return f"not understood: a version of more than {_LONGEST_VERSION} characters"
+                if any(len(resource.version) > LONGEST_VERSION for resource in received.upserts):
+                    return f"not understood: a version of more than {LONGEST_VERSION} characters"
                 if received.type_url is TypeUrl.BEAT:
                     self._outgoing.put_nowait(self._client.acknowledge(received))
                     if len(self._client.held[TypeUrl.BEAT]) > 1:
@@ -147,16 +147,16 @@ class _Session:
         while True:
             request = await self._outgoing.get()
             try:
-                async with asyncio.timeout(STALE_AFTER.total_seconds()):
+                async with asyncio.timeout(LONGEST_SILENCE.total_seconds()):
                     await self._call.write(request)
             except TimeoutError:
-                return f"takes nothing for {STALE_AFTER.total_seconds():g} s"
+                return f"takes nothing for {LONGEST_SILENCE.total_seconds():g} s"
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 await asyncio.get_running_loop().create_future()  # the stream is over: the reader says why
 
     async def _status(self) -> str:
         try:
-            async with asyncio.timeout(STALE_AFTER.total_seconds()):
+            async with asyncio.timeout(LONGEST_SILENCE.total_seconds()):
                 return _say(await self._call.code(), await self._call.details())
         except TimeoutError:
             return "without a status"

@@ -1,9 +1,9 @@
 """What this cluster serves to its peers on the federation stream, and to whom.
 
 Each replica offers from its own picture, not from etcd: an etcd that is away or lost records takes nothing from peers.
-Peers are told of the members that told us of themselves, of the own exports, of the root's documents and of the own
-trust; a peer alone of the grant that waits for it; and there is a beat every second. A type that a peer does not know
-it does not ask for.
+Peers are told of the members that told us of themselves, of the root's documents and of the own trust; each peer of the
+own exports that it may see, and of the grant that waits for it; and there is a beat every second. A type that a peer
+does not know it does not ask for.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from envoy.config.core.v3.base_pb2 import Node
 
 from federation import names
 from federation.etcd import EtcdClient
-from federation.model import ClusterSettings, ExportedService, ServiceKey
+from federation.model import ClusterSettings, ExportedService, MemberCluster, NetworkName, ServiceKey
 from federation.peering import exports, trust_records
 from federation.peering.exports import Beat, Malformed
 from federation.peering.freshness import BEAT_PERIOD
@@ -27,7 +27,8 @@ from federation.peering.membership import why_revoked
 from federation.peering.news import News, pass_on
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper, own_issuer, spread
-from federation.snapshot import Snapshot
+from federation.peering.visibility import Shares
+from federation.snapshot import Replace, Section, Snapshot
 from federation.store import MeshStore
 from federation.xds.protocol import DeltaStream, Order
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
@@ -69,6 +70,15 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     rejections: tuple[tuple[str, str], ...] = ()
 
 
+class Unoffered(msgspec.Struct, frozen=True):
+    """An export that peers would refuse as it is now, why, and since when. What they have of it is kept as far as it is
+    still true."""
+
+    exported: ExportedService
+    reason: str
+    since: datetime
+
+
 class Offer:
     """What is offered now, kept from the picture by `run`, and the gRPC handler that serves it to peers."""
 
@@ -80,6 +90,9 @@ class Offer:
         self._store = store
         self._replica = replica
         self._exports: Mapping[ServiceKey, ExportedService] = {}
+        self._unoffered: Mapping[ServiceKey, Unoffered] = {}
+        self._offers: Mapping[str, Resource] = {}
+        self._shares = Shares({}, {})
         self._resources: Mapping[TypeUrl, Mapping[str, Resource]] = {}
         self._introductions = Introductions(etcd)
         self._listeners: dict[DeltaStream, tuple[ClusterName, datetime]] = {}
@@ -90,6 +103,11 @@ class Offer:
     def exports(self) -> Mapping[ServiceKey, ExportedService]:
         """What this cluster offers now; empty before the picture is ready. `news` tells when it changed."""
         return self._exports
+
+    @property
+    def unoffered(self) -> tuple[tuple[ServiceKey, str, datetime], ...]:
+        """The exports that cannot be offered as they are now: of which service, why, since when; by service."""
+        return tuple((key, one.reason, one.since) for key, one in sorted(self._unoffered.items()))
 
     @property
     def handler(self) -> grpc.GenericRpcHandler:
@@ -122,25 +140,46 @@ class Offer:
         self._exports = self._published()
         seen_at = datetime.now(UTC)
         while True:
-            before = self._exports
-            found = exports.offered(snapshot, self._settings, before=before, changed_at=seen_at)
-            self._exports = {
-                key: exported
-                for key, exported in found.items()
-                if before.get(key) is exported or _would_be_taken(exported)
-            }
-            known = self._resources.get(TypeUrl.EXPORT, {})
-            offers = {
-                str(key): known[str(key)]
-                if before.get(key) is exported and str(key) in known
-                else exports.export_resource(exported)
-                for key, exported in self._exports.items()
-            }
-            self._set({TypeUrl.EXPORT: offers, TypeUrl.MEMBER: self._known_members(snapshot)})
+            self._take_up(snapshot, seen_at)
+            self._set({TypeUrl.MEMBER: self._known_members(snapshot)})
             self.news.tell()
             revision = snapshot.revision
             snapshot = await self._store.wait_newer(revision)
             seen_at = self._first_seen(revision)
+
+    def _take_up(self, snapshot: Snapshot, seen_at: datetime) -> None:
+        """Makes the offers of a picture. What stays as it is stays the very same object, down to the mappings."""
+        before = self._exports
+        judged = {**before, **{key: one.exported for key, one in self._unoffered.items()}}
+        found = exports.offered(snapshot, self._settings, before=judged, changed_at=seen_at)
+        chosen, unoffered = {}, {}
+        for key, exported in found.items():
+            known = self._unoffered.get(key)
+            if before.get(key) is exported:
+                chosen[key] = exported
+            elif known is not None and known.exported is exported:
+                unoffered[key] = known
+            elif reason := _why_not_taken(exported):
+                since = known.since if known else seen_at
+                unoffered[key] = Unoffered(exported, reason, since)
+                if known is None or known.reason != reason:
+                    log.error("service cannot be offered", extra={"service": str(key), "reason": reason})
+            else:
+                chosen[key] = exported
+            if key in unoffered and key in before:
+                chosen[key] = _still_true(before[key], exported)
+        offers = {
+            str(key): self._offers[str(key)]
+            if before.get(key) is exported and str(key) in self._offers
+            else exports.export_resource(exported)
+            for key, exported in chosen.items()
+        }
+        self._exports, self._unoffered = chosen, unoffered
+        restricted = {str(key): to for key in chosen if (to := snapshot.exports[key].export_to)}
+        if offers != self._offers or restricted != self._shares.restricted:
+            self._offers, self._shares = offers, Shares(offers, restricted)
+        # What this cluster thinks of a conflict must follow from what it tells the others.
+        self._store.apply([Replace(Section.PUBLISHED, {key: one.exported_at for key, one in chosen.items()})])
 
     async def _keep_trust_in_step(self) -> None:
         await self._store.wait_ready()
@@ -222,12 +261,21 @@ class Offer:
             if ends_at is None and own_issuer(self._keeper) != issuer:
                 ends_at = asyncio.get_running_loop().time() + spread()
             grants = [trust_records.grant_resource(grant) for grant in self._keeper.grants_for(peer)]
-            yield {**self._resources, TypeUrl.TRUST_GRANT: {grant.name: grant for grant in grants}}
+            yield {
+                **self._resources,
+                TypeUrl.EXPORT: self._shares.of(self._record_of(peer)),
+                TypeUrl.TRUST_GRANT: {grant.name: grant for grant in grants},
+            }
             try:
                 async with asyncio.timeout_at(ends_at):
                     await self._resources_news.wait_newer(seen)
             except TimeoutError:
                 raise Unavailable("this cluster has a new authority: connect again") from None
+
+    def _record_of(self, peer: ClusterName) -> MemberCluster:
+        # Of one that is not in the picture yet its certificate tells the name, and nothing tells its labels.
+        stranger = MemberCluster(peer, NetworkName(""), "", (), introduced_by=peer)
+        return self._store.snapshot.members.get(peer, stranger)
 
     async def _hold(self, peer: ClusterName) -> None:
         """Waits until the own picture holds a peer: only then do the own gateways let its proxies in."""
@@ -275,11 +323,17 @@ def peer_of(certificate_pem: bytes, domain: MeshDomain) -> ClusterName:
     return identity.cluster
 
 
-def _would_be_taken(exported: ExportedService) -> bool:
-    """Says whether peers will take an offer, by their own judgement: what they would refuse is shown here, at home."""
+def _why_not_taken(exported: ExportedService) -> str:
+    """Returns why peers will refuse an offer, by their own judgement; empty when they will take it."""
     try:
         exports.read_export(str(exported.key), exports.encode(exported), exported.cluster)
     except Malformed as error:
-        log.error("service cannot be offered", extra={"service": str(exported.key), "reason": str(error)})
-        return False
-    return True
+        return str(error)
+    return ""
+
+
+def _still_true(offered: ExportedService, exported: ExportedService) -> ExportedService:
+    """Returns an offer without the endpoints that are no more; the same object when all are."""
+    present = set(exported.endpoints)
+    endpoints = tuple(one for one in offered.endpoints if one in present)
+    return offered if endpoints == offered.endpoints else msgspec.structs.replace(offered, endpoints=endpoints)

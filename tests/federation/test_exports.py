@@ -65,6 +65,7 @@ def exported(**changes: object) -> ExportedService:
         ports=(ServicePort(80, Protocol.HTTP, "http"),),
         endpoints=(Endpoint("10.0.0.1", "cart-1", ServiceAccount("cart"), Locality("us", "a"), (("app", "cart"),)),),
         changed_at=THEN,
+        exported_at=THEN,
     )
     return msgspec.structs.replace(value, **changes)
 
