@@ -37,6 +37,7 @@ TRUST_PROXIES = "isthmus.trust.proxies"
 TRUST_SEQUENCE = "isthmus.trust.sequence"
 TRUST_WARNINGS = "isthmus.trust.warnings"
 REVOCATIONS = "isthmus.revocations"
+PROBLEMS = "isthmus.problems"
 
 SCOPE, ROLE, TYPE, STATE, SEVERITY, KIND = "scope", "role", "type", "state", "severity", "kind"
 REASON, ORIGIN = "reason", "origin"
@@ -52,7 +53,8 @@ class Gauges(msgspec.Struct, frozen=True):
 
     `rejections` counts by short xDS type, `peers` by liveness, `findings` by severity, `objects` by kind, `proxies` and
     `proxies_in_step` by role. `certificate_left` is in seconds, the least of each kind (leaf, intermediate, root).
-    `trust_proxies` counts by what they have taken of the mesh's trust, `revocations` by who decided.
+    `trust_proxies` counts by what they have taken of the mesh's trust, `revocations` by who decided, `problems` by what
+    they are with.
     """
 
     revision: int = 0
@@ -68,6 +70,7 @@ class Gauges(msgspec.Struct, frozen=True):
     trust_warnings: int = 0
     trust_proxies: Mapping[str, int] = _NONE
     revocations: Mapping[str, int] = _NONE
+    problems: Mapping[str, int] = _NONE
 
 
 class Telemetry:
@@ -127,6 +130,7 @@ class Telemetry:
             CERTIFICATE_LEFT, KIND, lambda now: now.certificate_left, "Time until the first of a kind expires.", "s"
         )
         labelled(TRUST_PROXIES, STATE, lambda now: now.trust_proxies, "Proxies by what they have taken of the trust.")
+        labelled(PROBLEMS, KIND, lambda now: now.problems, "What does not work now, as `isthmus status` says.")
         labelled(REVOCATIONS, ORIGIN, lambda now: now.revocations, "Who is believed no longer, by who decided.")
 
     def converged(self, took: timedelta, is_remote: bool) -> None:

@@ -1,18 +1,22 @@
 """What the admin API asks of a running control plane, answered: reports, joining, tokens, trust."""
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from deploy.control import keeper
+from deploy.control import keeper, problems
 from deploy.control.departures import Departures
 from deploy.control.drain_backend import DrainBackend
 from deploy.control.membership import Joining
 from deploy.control.options import ControlOptions
+from deploy.control.problems import Found, Known
 from deploy.control.reports import cluster_reports, gauges, introduction, is_in_step, proxy_report, service_reports
 from deploy.control.tokens import Tokens
 from deploy.control.trust_backend import TrustBackend
 from federation.admin import AdminRefused, DrainOrder, RevocationOrder, TokenOrder, TrustDocuments
+from federation.etcd.health import Health
 from federation.model import CONTROL_ADMIN_PORT
 from federation.names import host_port
 from federation.peering.peers import PeerStatus
@@ -33,6 +37,11 @@ from federation.telemetry import Gauges, Telemetry
 from federation.xds.ads import ProxyStatus
 from trust.audit import AuditEvent, AuditKind
 from trust.joining import Grant, Introduction, JoinRequest
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY = timedelta(seconds=1)
+"""How often problems are looked for, whether somebody asks or not: it is to be known since when they last."""
 
 
 class MemberParts(Protocol):
@@ -62,6 +71,13 @@ class MemberParts(Protocol):
     def departures(self) -> Departures:
         """Answers what is asked about leaving."""
 
+    @property
+    def missing(self) -> int:
+        """How many records etcd does not hold that it should."""
+
+    def problems(self, now: datetime) -> Iterable[Found]:
+        """Returns what does not work now."""
+
     def load(self) -> LoadReport: ...
     def proxies(self) -> tuple[ProxyStatus, ...]: ...
     def peers(self) -> tuple[PeerStatus, ...]: ...
@@ -75,11 +91,14 @@ class Backend:
         options: ControlOptions,
         *,
         store: MeshStore,
+        health: Health,
         tokens: Tokens,
         joining: Joining,
         on_event: Callable[[AuditEvent], None],
     ) -> None:
         self._options = options
+        self._health = health
+        self._problems: tuple[Known, ...] = ()
         self._store = store
         self._tokens = tokens
         self._joining = joining
@@ -92,6 +111,18 @@ class Backend:
     def is_ready(self) -> bool:
         """Says whether proxies are served."""
         return self.parts is not None and self.parts.is_serving
+
+    async def run(self) -> None:
+        """Looks for what does not work, for ever, and logs when a problem begins and ends."""
+        while True:
+            before, now = {one.name: one for one in self._problems}, {one.name: one for one in self._look()}
+            for name in now.keys() - before.keys():
+                found = now[name].found
+                log.warning("problem", extra={"subject": found.subject, "problem": found.message})
+            for name in before.keys() - now.keys():
+                found = before[name].found
+                log.info("problem over", extra={"subject": found.subject, "problem": found.message})
+            await asyncio.sleep(_LOOK_EVERY.total_seconds())
 
     def status(self) -> StatusReport:
         """Returns the health of this replica."""
@@ -122,6 +153,7 @@ class Backend:
             certificate_expires=parts.certificate_expires if parts else None,
             findings=tuple(finding for _, found in sorted(snapshot.findings.items()) for finding in found),
             warnings=parts.trust_backend.warnings() if parts else (),
+            problems=problems.reports(self._problems),
         )
 
     def clusters(self) -> tuple[ClusterReport, ...]:
@@ -231,6 +263,13 @@ class Backend:
             )
         return self.parts
 
+    def _look(self) -> tuple[Known, ...]:
+        now, parts = datetime.now(UTC), self.parts
+        etcd = self._health.problems(now, missing=parts.missing if parts else 0)
+        found = [*problems.of_etcd(etcd), *problems.of_files(self._store.snapshot)]
+        self._problems = problems.continued(self._problems, [*found, *(parts.problems(now) if parts else ())], now)
+        return self._problems
+
     def _gauges(self) -> Gauges:
         parts = self.parts
         return gauges(
@@ -239,5 +278,6 @@ class Backend:
             settings=self._options.settings,
             is_leading=parts is not None and parts.leader == self._options.replica,
             standing=parts.trust_backend.standing() if parts and self.is_ready else None,
+            problems=problems.counts(self._problems),
             now=datetime.now(UTC),
         )

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from federation.etcd.health import EtcdProblem
-from federation.model import Liveness, Severity
+from federation.model import Liveness, ServiceKey, Severity
 from federation.reports import ProblemReport
 from federation.snapshot import Snapshot
 from trust.spiffe import ClusterName
@@ -42,6 +42,11 @@ class Known(msgspec.Struct, frozen=True):
     since: datetime
     seen: datetime
 
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """Tells it from all other problems, as long as it lasts."""
+        return _key(self.found)
+
 
 def continued(before: Sequence[Known], found: Iterable[Found], now: datetime) -> tuple[Known, ...]:
     """Returns the problems at this look: one that lasts keeps the moment when it began, though its message changes."""
@@ -69,17 +74,20 @@ def of_etcd(problems: Iterable[EtcdProblem]) -> list[Found]:
     return [Found("etcd", "etcd", f"{one.ailment}: {one.message}", one.since) for one in problems]
 
 
-def of_leader(leader: str, vacant_since: datetime | None, now: datetime) -> list[Found]:
-    """Returns that nobody leads, once that lasts longer than a change of leaders takes."""
+def of_leader(leader: str, vacant_since: datetime | None, now: datetime, *, campaign: str) -> list[Found]:
+    """Returns that nobody leads, once that lasts longer than a change of leaders takes.
+
+    `campaign` is why this replica does not, empty when there is no reason.
+    """
     if leader or vacant_since is None or now - vacant_since < _BETWEEN_LEADERS:
         return []
     told = "nobody leads: nothing is published, and what other members say is not kept"
-    return [Found("leader", "leader", told, vacant_since)]
+    return [Found("leader", "leader", told + (f" ({campaign})" if campaign else ""), vacant_since)]
 
 
-def of_records(problem: str, since: datetime | None) -> list[Found]:
-    """Returns that own records are not written, in the words of the publisher; empty when they are."""
-    return [Found("records", "own records", f"not written: {problem}", since)] if problem else []
+def of_records(problem: str, since: datetime) -> list[Found]:
+    """Returns that own records are not written, in the words of the publisher."""
+    return [Found("records", "own records", f"not written: {problem}", since)]
 
 
 def of_peers(
@@ -109,15 +117,17 @@ def of_peers(
     return found
 
 
-def of_exports(unoffered: Mapping[str, str]) -> list[Found]:
-    """Returns which own exports cannot be offered, by service, and why."""
-    return _bounded("export", [(f"export {key}", f"cannot be offered: {why}") for key, why in unoffered.items()])
+def of_exports(unoffered: Iterable[tuple[ServiceKey, str, datetime]]) -> list[Found]:
+    """Returns which own exports cannot be offered, why and since when."""
+    return _bounded(
+        [Found("export", f"export {key}", _short(f"cannot be offered: {why}"), since) for key, why, since in unoffered]
+    )
 
 
 def of_refusals(refusals: Iterable[tuple[ClusterName, str, str]]) -> list[Found]:
     """Returns what peers refuse of ours: (peer, resource, why)."""
     told = {(f"peer {peer}", f"refuses {what}: {why}") for peer, what, why in refusals}
-    return _bounded("refused", sorted(told))
+    return _bounded([Found("refused", subject, _short(message)) for subject, message in sorted(told)])
 
 
 def of_files(snapshot: Snapshot) -> list[Found]:
@@ -128,14 +138,14 @@ def of_files(snapshot: Snapshot) -> list[Found]:
         for one in found
         if one.severity is Severity.ERROR and not one.object
     }
-    return _bounded("file", sorted(unread))
+    return _bounded([Found("file", where, _short(message)) for where, message in sorted(unread)])
 
 
-def _bounded(kind: str, told: Sequence[tuple[str, str]]) -> list[Found]:
-    found = [Found(kind, subject, _short(message)) for subject, message in told[:_MOST]]
-    if len(told) > _MOST:
-        found.append(Found(kind, f"{kind}s", f"and {len(told) - _MOST} more"))
-    return found
+def _bounded(found: list[Found]) -> list[Found]:
+    if len(found) <= _MOST:
+        return found
+    kind = found[0].kind
+    return [*found[:_MOST], Found(kind, f"other {kind}s", f"{len(found) - _MOST} more")]
 
 
 def _key(found: Found) -> tuple[str, str, str]:

@@ -7,14 +7,14 @@ once complete    ADS for the proxies, the federation stream for the peers
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 
 import grpc
 from aiohttp import web
 
-from deploy.control import keeper
+from deploy.control import keeper, problems
 from deploy.control.admissions import Admissions
 from deploy.control.audit import Trail
 from deploy.control.backend import Backend
@@ -23,6 +23,7 @@ from deploy.control.drain_backend import DrainBackend
 from deploy.control.keeper import Keeper
 from deploy.control.membership import Joining
 from deploy.control.options import ControlOptions, admin_token
+from deploy.control.problems import Found
 from deploy.control.proxies import Compiler
 from deploy.control.reports import introduced_member, issued_to, refused_because, short_type
 from deploy.control.tokens import Tokens
@@ -32,11 +33,11 @@ from federation.admin import admin_app
 from federation.etcd import EtcdClient, EtcdUnavailable, Fenced
 from federation.etcd.election import Election, Leadership
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT, ProxyRole
-from federation.names import host_port, member_key
-from federation.peering.exports import encode
+from federation.names import departure_key, host_port, member_key
 from federation.peering.offer import Offer
 from federation.peering.peers import Peers, PeerStatus
 from federation.peering.publisher import Publisher
+from federation.peering.records import keep_member
 from federation.peering.replica import Replica
 from federation.reports import LoadReport
 from federation.sources.manifests import ManifestSource
@@ -82,8 +83,9 @@ async def _run(options: ControlOptions) -> None:
     replica = Replica(options.settings, store)
     async with EtcdClient(options.etcd, tls=options.etcd_tls) as etcd, _trail(options) as trail:
         tokens = Tokens(etcd, trail.note)
-        backend = Backend(options, store=store, tokens=tokens, joining=joining, on_event=trail.note)
+        backend = Backend(options, store=store, health=etcd.health, tokens=tokens, joining=joining, on_event=trail.note)
         async with asyncio.TaskGroup() as group:
+            group.create_task(backend.run())
             group.create_task(trail.run())
             group.create_task(tokens.run())
             group.create_task(ManifestSource(options.manifests).run(store))
@@ -181,6 +183,7 @@ class Member:
             },
         )
         self._is_serving = False
+        self._started = datetime.now(UTC)
 
     @property
     def is_serving(self) -> bool:
@@ -196,6 +199,23 @@ class Member:
     def certificate_expires(self) -> datetime | None:
         """When the control plane's own certificate expires; None when there is none."""
         return self._keeper.identity.expires
+
+    @property
+    def missing(self) -> int:
+        """How many records etcd does not hold that it should."""
+        return self._publisher.missing
+
+    def problems(self, now: datetime) -> Iterator[Found]:
+        """Yields what does not work now."""
+        election, unwritten = self._election, self._publisher.unwritten
+        hearing = {status.peer: status.problem for status in self._peers.status()}
+        refusals = ((one.peer, what, why) for one in self._offer.listeners() for what, why in one.rejections)
+        yield from problems.of_leader(self.leader, election.vacant_since, now, campaign=election.problem)
+        if unwritten is not None:
+            yield from problems.of_records(unwritten.reason, unwritten.since)
+        yield from problems.of_peers(self._store.snapshot, self._options.settings.name, hearing, started=self._started)
+        yield from problems.of_exports(self._offer.unoffered)
+        yield from problems.of_refusals(refusals)
 
     def load(self) -> LoadReport:
         """What the proxies of this replica carry."""
@@ -215,6 +235,7 @@ class Member:
             group.create_task(self._keeper.run())
             group.create_task(self._acknowledgements.run())
             group.create_task(self._offer.run())
+            group.create_task(self._publisher.run_helping())
             group.create_task(self._election.run(self._lead))
             group.create_task(self._loads.run())
             group.create_task(self._serve())
@@ -248,7 +269,7 @@ class Member:
 
     async def _lead(self, leadership: Leadership) -> None:
         try:
-            await self._remember_introductions()
+            await self._remember_introductions(leadership)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._publisher.run(leadership))
                 group.create_task(self._peers.run(leadership))
@@ -269,11 +290,13 @@ class Member:
             case _:
                 pass
 
-    async def _remember_introductions(self) -> None:
+    async def _remember_introductions(self, leadership: Leadership) -> None:
         """Writes whom the root introduced, where nothing is known: an etcd that lost its data knows nobody."""
         for introduced in self._introductions:
-            if introduced.name != self._options.settings.name:
-                await self._etcd.put_if_absent(member_key(introduced.name), encode(introduced_member(introduced)))
+            if introduced.name == self._options.settings.name or await self._etcd.get(departure_key(introduced.name)):
+                continue
+            if await self._etcd.get(member_key(introduced.name)) is None:
+                await keep_member(self._etcd, introduced_member(introduced), guard=leadership.guard)
 
 
 @asynccontextmanager

@@ -161,6 +161,7 @@ def gauges(
     settings: ClusterSettings,
     is_leading: bool,
     standing: Standing | None,
+    problems: Mapping[str, int],
     now: datetime,
 ) -> Gauges:
     """Returns what is measured at a scrape; `standing` is None before the cluster has joined."""
@@ -185,6 +186,7 @@ def gauges(
         trust_warnings=len(trust_warnings(standing, now)) if standing else 0,
         trust_proxies=trust_proxies(standing.statement) if standing else {},
         revocations={origin.value: revocations[origin.value] for origin in RevocationOrigin},
+        problems=problems,
     )
 
 

@@ -3,13 +3,22 @@
 The leader's key hangs on a lease that only its holder renews. That bounds how long nobody leads; it cannot exclude that
 for a moment two believe to lead (a process that was frozen wakes up). So what a leader writes carries `guard`, and etcd
 itself refuses the writes of one who was replaced.
+
+How long nobody leads: what peers say comes that much later, and nothing of it is lost. All the while every replica
+serves its proxies and tells peers what changes here.
+
+    the leader ends in order    it gives its lease back, and the next leads at once
+    it is killed, is frozen,    until its lease has expired: ttl (5 s), up to 1 s in which etcd notices, and the pause
+    or is cut off from etcd     after a failed campaign; an etcd whose own leader is new counts the lease anew
+    etcd is away                as long as that, and what is said above; a leader whose lease outlives it goes on
+    etcd is full (read-only)    who leads goes on, and nobody else can begin: a lease and a key have to be written
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -53,6 +62,18 @@ class Election:
         self._holder = holder
         self._ttl = ttl
         self._leader: str | None = None
+        self._vacant_since: datetime | None = datetime.now(UTC)
+        self._problem = ""
+
+    @property
+    def vacant_since(self) -> datetime | None:
+        """Since when nobody leads, as far as this one knows; None while somebody does."""
+        return self._vacant_since
+
+    @property
+    def problem(self) -> str:
+        """Why the last campaign of this one failed; empty when it did not."""
+        return self._problem
 
     @property
     def leader(self) -> str | None:
@@ -70,12 +91,15 @@ class Election:
             try:
                 async with self._lease() as (lease, expires):
                     leadership = await self._claim(lease)
+                    self._problem = ""
                     if leadership is None:
                         continue
                     if await self._hold(lead, leadership, lease=lease, expires=expires):
                         return
             except EtcdError as error:
-                log.warning("campaign failed", extra={"holder": self._holder, "reason": str(error)})
+                if self._problem != str(error):
+                    log.warning("campaign failed", extra={"holder": self._holder, "reason": str(error)})
+                self._problem = str(error)
             await asyncio.sleep(_PAUSE)
 
     async def _vacancy(self) -> None:
@@ -128,7 +152,7 @@ class Election:
                 for task in tasks:
                     task.cancel()
         finally:
-            self._leader = None
+            self._note(None)
             log.info("leadership over", extra={"holder": self._holder, "reason": reason})
         return is_done
 
@@ -170,8 +194,15 @@ class Election:
                     case Event(key=key, item=item):
                         if key != LEADER_KEY:
                             continue
-                self._leader = item.value.decode(errors="replace") if item else None
+                self._note(item.value.decode(errors="replace") if item else None)
                 yield item
+
+    def _note(self, leader: str | None) -> None:
+        self._leader = leader
+        if leader is not None:
+            self._vacant_since = None
+        elif self._vacant_since is None:
+            self._vacant_since = datetime.now(UTC)
 
     @asynccontextmanager
     async def _lease(self) -> AsyncIterator[tuple[LeaseId, float]]:

@@ -1,12 +1,14 @@
 """Writes into this cluster's etcd what the cluster says of itself, and again what etcd lost. The leader's task.
 
-It also clears away the grants that their addressees have.
+It also clears away the grants that their addressees have. What a new leader does not know to be lost, because it was
+not there, another replica writes again that was: only where there is nothing, so that it overwrites nobody.
 """
 
 import asyncio
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from federation import names
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
@@ -15,17 +17,27 @@ from federation.peering import exports
 from federation.peering.exports import Malformed
 from federation.peering.news import News, pass_on
 from federation.peering.offer import Offer
-from federation.peering.records import encode_revocation, write_records
+from federation.peering.records import write_records
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper
 from federation.peering.trust_records import delivered_grants
 from federation.store import MeshStore
+from trust.spiffe import ClusterName
 
 log = logging.getLogger(__name__)
 
 _CATCH_UP = timedelta(seconds=5)
 """How long the copy of etcd may take to show a write before it is compared all the same: an outage, or lost writes."""
 _RETRY = timedelta(seconds=1)
+_HELP_AFTER = timedelta(seconds=10)
+"""How long another replica waits for the leader to write again what etcd lost."""
+
+
+class Unwritten(NamedTuple):
+    """Own records are not written: why, and since when."""
+
+    reason: str
+    since: datetime
 
 
 class Publisher:
@@ -39,15 +51,49 @@ class Publisher:
         self._etcd = etcd
         self._replica = replica
         self._offer = offer
+        self._unwritten: Unwritten | None = None
+
+    @property
+    def unwritten(self) -> Unwritten | None:
+        """Why own records are not written, while this replica leads; None when they are."""
+        return self._unwritten
+
+    @property
+    def missing(self) -> int:
+        """How many records etcd does not hold that it should, as far as this replica knows."""
+        own = self._keeper.own_member().name
+        keys = [names.member_key(own), *(names.export_key(own, key) for key in self._offer.exports)]
+        return len(self._replica.lost) + sum(key not in self._replica.records for key in keys)
 
     async def run(self, leadership: Leadership) -> None:
         """Publishes for ever; to be cancelled when leadership is lost. Raises Fenced when it was lost unnoticed."""
         due = News()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(pass_on(self._offer.news, due))
-            tasks.create_task(pass_on(self._replica.news, due))
-            tasks.create_task(pass_on(self._keeper.news, due))
-            tasks.create_task(self._publish(leadership, due))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(pass_on(self._offer.news, due))
+                tasks.create_task(pass_on(self._replica.news, due))
+                tasks.create_task(pass_on(self._keeper.news, due))
+                tasks.create_task(self._publish(leadership, due))
+        finally:
+            self._unwritten = None
+
+    async def run_helping(self) -> None:
+        """Writes again, for ever, what etcd lost while the leader was not there to know. Any replica's task."""
+        while True:
+            seen, losses = self._replica.news.count, self._replica.losses
+            if self._replica.lost:
+                await asyncio.sleep(_HELP_AFTER.total_seconds())
+                if self._replica.losses == losses:
+                    await self._help()
+            await self._replica.news.wait_newer(seen)
+
+    async def _help(self) -> None:
+        try:
+            for key, lost in list(self._replica.lost.items()):
+                if lost.body is not None and lost.found is None:
+                    await self._etcd.put_if_absent(key, lost.body)
+        except (EtcdUnavailable, EtcdRefused) as error:
+            log.warning("lost records not written", extra={"reason": str(error)})
 
     async def _publish(self, leadership: Leadership, due: News) -> None:
         # Before all origins have been listed, what is offered is not known, and nothing may be taken back.
@@ -58,9 +104,13 @@ class Publisher:
             try:
                 await self._write_differences(leadership)
             except (EtcdUnavailable, EtcdRefused) as error:
-                log.warning("own records not written", extra={"reason": str(error)})
+                if self._unwritten is None or self._unwritten.reason != str(error):
+                    log.warning("own records not written", extra={"reason": str(error)})
+                since = self._unwritten.since if self._unwritten else datetime.now(UTC)
+                self._unwritten = Unwritten(str(error), since)
                 await asyncio.sleep(_RETRY.total_seconds())
                 continue
+            self._unwritten = None
             await due.wait_newer(seen)
 
     async def _write_differences(self, leadership: Leadership) -> None:
@@ -70,6 +120,9 @@ class Publisher:
         own = names.export_prefix(self._keeper.own_member().name)
         deletes = [key for key in records if key.startswith(own) and key not in wanted]
         deletes += delivered_grants(records, now=datetime.now(UTC))
+        lost = self._replica.lost
+        puts |= {key: one.body for key, one in lost.items() if one.body is not None and not _is_freshness(key)}
+        deletes += [key for key, one in lost.items() if one.body is None]
         if not puts and not deletes:
             return
         losses = self._replica.losses
@@ -87,23 +140,11 @@ class Publisher:
         wanted = {names.member_key(member.name): exports.encode(member)}
         for key, exported in offers.items():
             wanted[names.export_key(member.name, key)] = exports.encode(exported)
-        return wanted | self._lost()
+        return wanted
 
-    def _lost(self) -> dict[str, bytes]:
-        """Returns the records of the picture that etcd does not hold: it lost them (see `replica`)."""
-        picture, records, own = self._store.snapshot, self._replica.records, self._keeper.own_member().name
-        lost = {
-            names.member_key(name): exports.encode(member)
-            for name, member in picture.members.items()
-            if name != own and names.member_key(name) not in records
-        }
-        for (cluster, key), imported in picture.imports.items():
-            if names.export_key(cluster, key) not in records:
-                lost[names.export_key(cluster, key)] = exports.encode(imported)
-        for subject, revocation in picture.revocations.items():
-            if names.revocation_key(subject) not in records:
-                lost[names.revocation_key(subject)] = encode_revocation(revocation)
-        return lost
+
+def _is_freshness(key: str) -> bool:
+    return key.startswith(names.freshness_key(ClusterName("")))  # who hears the peer knows better by now
 
 
 def _says_the_same(key: str, held: bytes | None, body: bytes) -> bool:

@@ -20,6 +20,7 @@ from federation.etcd import (
     Condition,
     Delete,
     EtcdClient,
+    EtcdRefused,
     EtcdUnavailable,
     Fenced,
     Get,
@@ -101,20 +102,45 @@ def read_record(key: str, body: bytes) -> object:
             raise Malformed("no record is kept under this key")
 
 
+class PartlyRefused(EtcdRefused):
+    """etcd will not take some records, now or later; the others are written. `refused` says why, by key."""
+
+    def __init__(self, refused: Mapping[str, str]) -> None:
+        key, reason = next(iter(refused.items()))
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        super().__init__(f"{key}: {reason}{more}")
+        self.refused = refused
+
+
 async def write_records(
     etcd: EtcdClient, guard: Guard, *, puts: Mapping[str, bytes], deletes: Sequence[str] = ()
 ) -> int:
     """Writes and removes records, many in one request, and returns the revision of the last.
 
-    Raises Fenced when the guard does not hold, EtcdUnavailable, EtcdRefused; then some may have been written.
+    Raises Fenced when the guard does not hold, EtcdUnavailable; then some may have been written. Raises PartlyRefused
+    when all others are.
     """
     revision = 0
+    refused: dict[str, str] = {}
     for batch in _batches(puts, deletes):
-        outcome = await etcd.transact([guard], batch)
-        if not outcome.succeeded:
-            raise Fenced(f"somebody else leads: {guard.key} was written by another")
-        revision = outcome.revision
+        try:
+            revision = await _write(etcd, guard, batch)
+        except EtcdRefused:
+            for operation in batch:  # one that is too large must not hold back the others
+                try:
+                    revision = await _write(etcd, guard, [operation])
+                except EtcdRefused as error:
+                    refused[operation.key] = str(error)
+    if refused:
+        raise PartlyRefused(refused)
     return revision
+
+
+async def _write(etcd: EtcdClient, guard: Guard, operations: Sequence[Operation]) -> int:
+    outcome = await etcd.transact([guard], operations)
+    if not outcome.succeeded:
+        raise Fenced(f"somebody else leads: {guard.key} was written by another")
+    return outcome.revision
 
 
 async def keep_member(etcd: EtcdClient, said: MemberCluster, *, guard: Guard | None = None) -> bool:
@@ -168,10 +194,14 @@ def _holds(guard: Guard, found: KeyValue | None) -> bool:
 
 
 def _batches(puts: Mapping[str, bytes], deletes: Sequence[str]) -> Iterator[list[Operation]]:
+    # Apart from each other: an etcd that is full takes no writes, but removes.
+    yield from _of_one_kind([Delete(key) for key in deletes])
+    yield from _of_one_kind([Put(key, value) for key, value in puts.items()])
+
+
+def _of_one_kind(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
     batch: list[Operation] = []
     size = 0
-    operations: list[Operation] = [Delete(key) for key in deletes]
-    operations += [Put(key, value) for key, value in puts.items()]
     for operation in operations:
         weight = len(operation.key) + (len(operation.value) if isinstance(operation, Put) else 0)
         if batch and (len(batch) == _MAX_OPERATIONS or size + weight > _MAX_BYTES):

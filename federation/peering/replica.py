@@ -1,7 +1,8 @@
 """This replica's copy of the cluster's etcd: what the leader wrote there becomes part of the picture, and stays.
 
 Nothing leaves the picture because etcd forgot it: when etcd comes back with less than it had acknowledged (lost writes,
-an empty data folder), what is missing stays here, and the leader's publisher writes it again.
+an empty data folder), what is missing stays here as `lost`, and the leader's publisher writes it again. What an admin
+of this cluster decided does not come back in an older form either: an undone drain stays undone.
 """
 
 import logging
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from federation import names
 from federation.etcd import EtcdClient, Event, Listing
@@ -35,8 +36,18 @@ _SECTIONS = (
     Section.DEPARTURES,
 )
 _OF_OTHERS = frozenset({Section.IMPORTS, Section.FRESHNESS})
+_ADMINS = frozenset({Section.REVOCATIONS, Section.DRAINS, Section.DEPARTURES})
+"""Records that nobody tells again: of these it is remembered what they said before."""
+_MOST_PAST = 4096
 _WHERE = "etcd "
 """Begins the place of a finding about a record: the key follows."""
+
+
+class Lost(NamedTuple):
+    """What etcd held under a key before it lost data (None: nothing), and what it was found to hold instead."""
+
+    body: bytes | None
+    found: bytes | None
 
 
 class Replica:
@@ -48,6 +59,8 @@ class Replica:
         self._records: dict[str, bytes] = {}
         self._revision = 0
         self._losses = 0
+        self._lost: dict[str, Lost] = {}
+        self._past: dict[tuple[str, bytes], None] = {}  # what records of _ADMINS said before, the oldest first
         self.news = News()
 
     @property
@@ -65,6 +78,11 @@ class Replica:
     def losses(self) -> int:
         """How often etcd came back with less than it had: then whoever wrote must make sure of what is there."""
         return self._losses
+
+    @property
+    def lost(self) -> Mapping[str, Lost]:
+        """What etcd lost and does not hold again yet, by key, except what this cluster says of itself."""
+        return MappingProxyType(self._lost)
 
     async def run(self, etcd: EtcdClient) -> None:
         """Follows etcd for ever; the store hears of the first listing under ORIGIN."""
@@ -85,12 +103,19 @@ class Replica:
             self._losses += 1
             log.warning("etcd lost data", extra={"had_revision": self._revision, "has_revision": listing.revision})
         self._revision = listing.revision
-        self._records = {item.key: item.value for item in listing.items if _is_ours(item.key)}
+        records = {item.key: item.value for item in listing.items if _is_ours(item.key)}
+        self._lost = self._what_is_lost(records, is_after_loss=listing.is_after_loss)
+        for key, held in self._records.items():
+            if key not in self._lost:
+                self._remember(key, held, records.get(key))
+        self._records = records
+        effective = {key: body for key, body in records.items() if key not in self._lost}
+        effective |= {key: lost.body for key, lost in self._lost.items() if lost.body is not None}
         before = self._store.snapshot
         known: dict[Section, Mapping[Any, Any]] = {section: getattr(before, section.value) for section in _SECTIONS}
-        values = {section: dict(known[section]) if listing.is_after_loss else {} for section in _SECTIONS}
+        values: dict[Section, dict[Any, Any]] = {section: {} for section in _SECTIONS}
         findings = {}
-        for key, body in self._records.items():
+        for key, body in effective.items():
             place = self._place(key)
             if place is None:
                 continue
@@ -113,10 +138,12 @@ class Replica:
         self._revision = event.revision
         if not _is_ours(event.key):
             return
-        if event.item is None:
-            self._records.pop(event.key, None)
-        else:
+        self._lost.pop(event.key, None)
+        held = self._records.pop(event.key, None)
+        if event.item is not None:
             self._records[event.key] = event.item.value
+        if held is not None:
+            self._remember(event.key, held, self._records.get(event.key))
         place = self._place(event.key)
         if place is None:
             return
@@ -132,6 +159,34 @@ class Replica:
         self._store.apply(
             [Change(place.section, place.key, value), Change(Section.FINDINGS, _WHERE + event.key, None)], at=at
         )
+
+    def _what_is_lost(self, found: Mapping[str, bytes], *, is_after_loss: bool) -> dict[str, Lost]:
+        """Returns what is lost when etcd holds `found`: it was before and nobody wrote since, or it is now."""
+        lost = {key: one for key, one in self._lost.items() if found.get(key) == one.found}
+        if not is_after_loss:
+            return lost
+        held = {key: body for key, body in self._records.items() if not self._is_of_self(key)}
+        held |= {key: one.body for key, one in self._lost.items() if one.body is not None}
+        # A record that reads as it did earlier was not written since: etcd has taken back what followed.
+        past = {key: body for key, body in found.items() if (key, body) in self._past and held.get(key) != body}
+        missing = {key: Lost(body, None) for key, body in held.items() if key not in found}
+        return lost | missing | {key: Lost(held.get(key), body) for key, body in past.items()}
+
+    def _remember(self, key: str, body: bytes, now: bytes | None) -> None:
+        """Remembers what an admin's record said before."""
+        place = place_of(key)
+        if body == now or place is None or place.section not in _ADMINS:
+            return
+        self._past[key, body] = None
+        if now is not None:
+            self._past.pop((key, now), None)
+        if len(self._past) > _MOST_PAST:
+            del self._past[next(iter(self._past))]
+
+    def _is_of_self(self, key: str) -> bool:
+        """Says whether a record is what this cluster says of itself: the leader knows better what it should say."""
+        place = place_of(key)
+        return place is not None and place.section not in _ADMINS and place.cluster == self._settings.name
 
     def _place(self, key: str) -> Place | None:
         """Returns where a record belongs in the picture; None for what this cluster tells the others."""
