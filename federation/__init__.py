@@ -12,6 +12,7 @@
                and proportion endpoints are called)
     staleness  which silences of members matter to somebody P    spans    how spans of time are written P
     revoked    who is left when the revoked are taken away P
+    severing   whose connections are made to end P
     acknowledgements   what each proxy acknowledged of its trust, in etcd    proxy_trust   of one of them P
     loads      sums of what proxies carry P
     reports    what is said about all this P    telemetry, admin    and how it is asked

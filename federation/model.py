@@ -195,6 +195,18 @@ class Drain(msgspec.Struct, frozen=True):
     sever: bool = False
 
 
+class Severance(msgspec.Struct, frozen=True):
+    """What was open to `cluster`, this one, or to one `service` of it, was made to end at the end of a drain.
+
+    At the gateways it ends, or also at the `sidecars`. It is kept when the drain is undone (see federation.severing).
+    """
+
+    cluster: ClusterName
+    at: datetime
+    service: ServiceKey | None = None
+    sidecars: bool = False
+
+
 class Departure(msgspec.Struct, frozen=True):
     """A member that left the mesh by its own will, or was made to leave by an admin of this cluster (`by`)."""
 

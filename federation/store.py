@@ -11,6 +11,8 @@ from federation.snapshot import Change, Replace, Section, Snapshot
 
 _REMEMBERED_CHANGES = 1024  # only a stream that lags more revisions than this measures its convergence too short
 _REMOTE_SECTIONS = frozenset({Section.IMPORTS})
+_SECTIONS_OF_THE_CLOCK = frozenset({Section.SILENCES, Section.VOUCHED})
+"""What changes without anybody having changed anything: it is no part of how fast changes travel."""
 
 
 class _Moment(NamedTuple):
@@ -52,8 +54,10 @@ class MeshStore:
         following = picture.apply(self._snapshot, changes)
         if following is self._snapshot:
             return False
-        is_remote = any(change.section in _REMOTE_SECTIONS for change in changes)
-        self._moments.append(_Moment(following.revision, at or datetime.now(UTC), is_remote))
+        sections = {change.section for change in changes}
+        if not sections <= _SECTIONS_OF_THE_CLOCK:
+            is_remote = not sections.isdisjoint(_REMOTE_SECTIONS)
+            self._moments.append(_Moment(following.revision, at or datetime.now(UTC), is_remote))
         self._snapshot = following
         self._wake()
         return True
@@ -77,7 +81,10 @@ class MeshStore:
         return self._snapshot
 
     def changed_since(self, revision: int) -> tuple[datetime, bool] | None:
-        """Returns when the oldest change after `revision` was first seen, and whether a peer made it."""
+        """Returns when the oldest change after `revision` was first seen, and whether a peer made it.
+
+        None when there was none, or when only time has passed.
+        """
         for moment in self._moments:
             if moment.revision > revision:
                 return moment.at, moment.is_remote

@@ -17,9 +17,16 @@ from deploy.control.process import run
 from deploy.failures import CommandFailed
 from deploy.logs import start_logging
 from federation.etcd import EtcdTls
-from federation.model import GATEWAY_PORT, ClusterSettings, GatewayAddress, NetworkName
+from federation.model import GATEWAY_PORT, ClusterSettings, GatewayAddress, NetworkName, Thresholds
+from federation.peering.freshness import SHORTEST_STALE
+from federation.sources.annotations import IMPLIED_LABELS, parse_label
+from federation.spans import InvalidSpan, parse_span
 from trust.issuance import MINIMUM_LEAF_LIFETIME
 from trust.spiffe import ClusterName, InvalidName, parse_cluster, parse_domain
+
+NEVER = "never"
+MOST_LABELS = 64
+"""Of a member: what peers take (`peering.exports`)."""
 
 
 @click.command(context_settings={"auto_envvar_prefix": "ISTHMUS", "show_default": True})
@@ -29,6 +36,19 @@ from trust.spiffe import ClusterName, InvalidName, parse_cluster, parse_domain
 @click.option("--cloud", default="", help="Cloud that this cluster is in.")
 @click.option("--zones", default="", help="Zones of this cluster, separated by commas.")
 @click.option("--network", default="", help="Clusters of one network reach each other's pods directly.  [its name]")
+@click.option(
+    "--labels",
+    default="",
+    metavar="LABEL=VALUE,...",
+    help="Labels of this cluster, by which exports of others may select it: tier=gold,...",
+)
+@click.option("--stale-after", type=Span(), default="4s", help="Silence after which a peer's endpoints come last.")
+@click.option(
+    "--gone-after",
+    default="24h",
+    metavar="SPAN|never",
+    help="Silence after which a peer's endpoints are used no more.",
+)
 @click.option("--etcd", required=True, help="URLs of this cluster's etcd, separated by commas.")
 @click.option("--etcd-ca", type=click.Path(dir_okay=False, path_type=Path), help="PEM file: who signed etcd.")
 @click.option("--etcd-cert", type=click.Path(dir_okay=False, path_type=Path), help="PEM file: who we are to etcd.")
@@ -77,6 +97,9 @@ def control(
     cloud: str,
     zones: str,
     network: str,
+    labels: str,
+    stale_after: timedelta,
+    gone_after: str,
     etcd: str,
     etcd_ca: Path | None,
     etcd_cert: Path | None,
@@ -114,6 +137,8 @@ def control(
             zones=tuple(_listed(zones)),
             gateways=parse_gateways(gateways),
             peer_gateways=MappingProxyType(dict(parse_peer_gateways(text) for text in peer_gateways)),
+            labels=parse_labels(labels),
+            thresholds=Thresholds(stale_after, parse_gone_after(gone_after, stale_after=stale_after)),
         )
         _check_addresses([address, *_listed(control_addresses)])
     except (InvalidName, ValueError) as error:
@@ -155,6 +180,37 @@ def parse_peer_gateways(text: str) -> tuple[ClusterName, tuple[GatewayAddress, .
     if not equals or not addresses:
         raise ValueError(f"--peer-gateways wants CLUSTER=ADDRESS[:PORT],... and not {text!r}")
     return parse_cluster(name), parse_gateways(addresses)
+
+
+def parse_labels(text: str) -> tuple[tuple[str, str], ...]:
+    """Parses `LABEL=VALUE,...` and returns them sorted; raises ValueError."""
+    labels: dict[str, str] = {}
+    for one in _listed(text):
+        label, value = parse_label(one)
+        if label in IMPLIED_LABELS:
+            raise ValueError(f"--labels: {label} follows from what this cluster is, and cannot be given")
+        if label in labels:
+            raise ValueError(f"--labels: {label} is there twice")
+        labels[label] = value
+    if len(labels) > MOST_LABELS:
+        raise ValueError(f"--labels: more than {MOST_LABELS} are refused by the peers")
+    return tuple(sorted(labels.items()))
+
+
+def parse_gone_after(text: str, *, stale_after: timedelta) -> timedelta | None:
+    """Parses the second threshold, None for `never`; raises ValueError, also when the two do not go together."""
+    if stale_after < SHORTEST_STALE:
+        least = SHORTEST_STALE.total_seconds()
+        raise ValueError(f"--stale-after is at least {least:g}s: a peer that lives is heard once a second")
+    if text.strip().lower() == NEVER:
+        return None
+    try:
+        gone_after = parse_span(text)
+    except InvalidSpan as error:
+        raise ValueError(f"--gone-after: {error}; or {NEVER}") from error
+    if gone_after <= stale_after:
+        raise ValueError("--gone-after is longer than --stale-after: a peer is stale first, and then gone")
+    return gone_after
 
 
 def _gateway(text: str) -> GatewayAddress:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import click
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}  # seconds
+from federation.spans import InvalidSpan, parse_span
 
 
 class Span(click.ParamType[timedelta]):
@@ -16,10 +16,7 @@ class Span(click.ParamType[timedelta]):
         """Parses the text; fails as wrong usage."""
         if isinstance(value, timedelta):
             return value
-        text = str(value)
-        if text[:-1].isdecimal() and text[-1] in _UNITS:
-            try:
-                return timedelta(seconds=int(text[:-1]) * _UNITS[text[-1]])
-            except (OverflowError, ValueError):
-                return self.fail(f"{text!r} is longer than time can be counted", param, ctx)
-        return self.fail(f"{text!r} is no span of time: a whole number and s, m, h or d, such as 24h", param, ctx)
+        try:
+            return parse_span(str(value))
+        except InvalidSpan as error:
+            return self.fail(str(error), param, ctx)

@@ -6,9 +6,10 @@
     in etcd         records (how they are written) - replica (our copy of them becomes part of the picture)
     of trust        trust_keeper (the shape of who keeps our own trust) - trust_records (on the stream and in etcd)
                     statements (the sum of what the own proxies acknowledged) P
-    decides         exports (what is offered, and what is believed) P - freshness (live or stale) P
+    decides         exports (what is offered, and what is believed) P - freshness (live, stale or gone) P
                     membership (is there such a member, is it revoked) P - allowance (how much a peer may have kept) P
                     visibility (which members get to know an export) P
+    by the clock    silences (how long each silent member has been silent, in every replica)
     wakes           news (something happened that you have not seen)
 
 Publisher and peers are the leader's; offer, introductions and replica run in every replica. A cluster speaks for itself

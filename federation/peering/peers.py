@@ -21,7 +21,7 @@ from federation.model import ClusterSettings, Freshness, GatewayAddress, Livenes
 from federation.peering import exports
 from federation.peering.diagnosis import diagnose
 from federation.peering.dialing import PeerUnavailable, open_channel
-from federation.peering.freshness import is_worth_telling, judge
+from federation.peering.freshness import LOOK_EVERY, Silence, is_worth_telling, judge
 from federation.peering.intake import KINDS, Intake
 from federation.peering.listening import listen
 from federation.peering.membership import REVOKED, why_revoked
@@ -29,6 +29,8 @@ from federation.peering.news import News, pass_on
 from federation.peering.offer import INTRODUCTION
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper, issuer_of, own_issuer, spread
+from federation.snapshot import Snapshot
+from federation.staleness import spans_that_matter
 from federation.store import MeshStore
 from federation.xds.client import Received
 from trust.issuance import IssuanceRefused
@@ -38,8 +40,6 @@ log = logging.getLogger(__name__)
 
 _FIRST_BACK_OFF = timedelta(milliseconds=100)
 _MAX_BACK_OFF = timedelta(seconds=2)
-_LOOK_EVERY = timedelta(milliseconds=500)
-"""How often silence is measured."""
 _MOST_REJECTIONS = 32
 """Of one peer, shown and told to it: a hostile one could invent names without end."""
 _LONGEST_TOLD = 300  # characters of what is shown of a refusal
@@ -75,12 +75,12 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
 @dataclass
 class _Hearing:
-    """What this leader knows of one peer by listening. `heard_at` and `began_at` are in seconds of the loop's clock."""
+    """What this leader knows of one peer by listening. `told` is the last verdict in etcd, of whoever led before."""
 
-    began_at: float
-    verdict: Freshness | None
+    silence: Silence
+    told: Freshness | None
+    verdict: Freshness | None = None
     heard: datetime | None = None
-    heard_at: float | None = None
     gateway: GatewayAddress | None = None
     problem: str = ""
     rejections: dict[str, PeerRejection] = field(default_factory=dict)
@@ -122,16 +122,33 @@ class Peers:
                 tasks.create_task(pass_on(self._replica.news, self._due))
                 tasks.create_task(pass_on(self._keeper.news, self._due))
                 snapshot = await self._store.wait_ready()
+                attending: dict[ClusterName, asyncio.Task[None]] = {}
                 while True:
-                    for peer in sorted(snapshot.members.keys() - self._hearings.keys() - {self._settings.name}):
-                        now = asyncio.get_running_loop().time()
-                        hearing = self._hearings[peer] = _Hearing(now, snapshot.freshness.get(peer))
-                        tasks.create_task(self._attend(peer, hearing, leadership))
-                        tasks.create_task(self._watch(peer, hearing, leadership))
+                    present = self._present(snapshot)
+                    for peer in sorted(present - attending.keys()):
+                        told = snapshot.freshness.get(peer)
+                        hearing = self._hearings[peer] = _Hearing(Silence(_now()), told, verdict=told)
+                        attending[peer] = tasks.create_task(self._attend_to(peer, hearing, leadership))
+                    for peer in sorted(attending.keys() - present):
+                        attending.pop(peer).cancel()
+                        del self._hearings[peer]
+                        log.info("peer has left", extra={"peer": peer})
                     self._due.tell()
                     snapshot = await self._store.wait_newer(snapshot.revision)
         finally:
             self._hearings.clear()
+
+    def _present(self, snapshot: Snapshot) -> frozenset[ClusterName]:
+        """Returns the members to listen to: nobody once this cluster itself has left."""
+        own = self._settings.name
+        if own in snapshot.departures:
+            return frozenset()
+        return frozenset(snapshot.members.keys() - snapshot.departures.keys() - {own})
+
+    async def _attend_to(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._attend(peer, hearing, leadership))
+            tasks.create_task(self._watch(peer, hearing, leadership))
 
     async def _attend(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> None:
         """Keeps a stream to one peer, gateway after gateway. Every failure is another machine's: shown and retried."""
@@ -144,7 +161,7 @@ class Peers:
                 await self._due.wait_newer(seen)
                 failures = 0
                 continue
-            heard_before = hearing.heard_at
+            heard_before = hearing.heard
             gateways = self._gateways(peer)
             if gateways:
                 hearing.gateway = gateways[attempts % len(gateways)]
@@ -153,7 +170,7 @@ class Peers:
             else:
                 hearing.problem = "no gateway of it is known"
             attempts += 1
-            failures = failures + 1 if hearing.heard_at == heard_before else 0
+            failures = failures + 1 if hearing.heard == heard_before else 0
             await asyncio.sleep(_back_off(failures).total_seconds())
 
     def _gateways(self, peer: ClusterName) -> tuple[GatewayAddress, ...]:
@@ -165,7 +182,8 @@ class Peers:
         assert hearing.gateway is not None
 
         def heard() -> None:
-            hearing.heard, hearing.heard_at = datetime.now(UTC), asyncio.get_running_loop().time()
+            hearing.heard = datetime.now(UTC)
+            hearing.silence.end(_now())
             hearing.problem = ""
             hearing.news.tell()
 
@@ -254,23 +272,29 @@ class Peers:
     async def _watch(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> None:
         """Judges how fresh a peer is, and tells etcd when that is worth a write."""
         key = names.freshness_key(peer)
-        told = hearing.verdict
+        known = hearing.told.silent if hearing.told else timedelta()
         while True:
             seen = hearing.news.count
             before = hearing.verdict
             hearing.verdict = verdict = judge(
-                before, heard=hearing.heard, silence=_silence(hearing), now=datetime.now(UTC)
+                before,
+                heard=hearing.heard,
+                silence=hearing.silence.look(_now()),
+                thresholds=self._settings.thresholds,
+                now=datetime.now(UTC),
+                known=known,
             )
             if before is None or before.state is not verdict.state:
                 log.info("peer changed", extra={"peer": peer, "state": verdict.state.value, "problem": hearing.problem})
-            if key not in self._replica.records or is_worth_telling(told, verdict):
+            spans = spans_that_matter(self._store.snapshot)
+            if key not in self._replica.records or is_worth_telling(hearing.told, verdict, spans):
                 try:
                     await self._etcd.put(key, exports.encode(verdict), guard=leadership.guard)
-                    told = verdict
+                    hearing.told = verdict
                 except (EtcdUnavailable, EtcdRefused):
                     pass  # told at the next look; who waits for etcd says so
             try:
-                async with asyncio.timeout(_LOOK_EVERY.total_seconds()):
+                async with asyncio.timeout(LOOK_EVERY.total_seconds()):
                     await hearing.news.wait_newer(seen)
             except TimeoutError:
                 continue
@@ -296,9 +320,9 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in short)
 
 
-def _silence(hearing: _Hearing) -> timedelta:
-    since = hearing.began_at if hearing.heard_at is None else hearing.heard_at
-    return timedelta(seconds=asyncio.get_running_loop().time() - since)
+def _now() -> timedelta:
+    """Returns the time by the loop's clock, which nobody sets."""
+    return timedelta(seconds=asyncio.get_running_loop().time())
 
 
 def _back_off(failures: int) -> timedelta:

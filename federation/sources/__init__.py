@@ -4,6 +4,7 @@
     documents, scalars            YAML as plain values with line numbers P
     objects                       each document is an object, or a finding P
     services, pods, fields        what is read of each kind, and what is wrong with it P
+    annotations                   what the annotations of the mesh say: whom an export is for, what callers wish P
     conversion                    plain values as types, for lab files too P
     assembly                      all files together: which of two equals counts, what a broken one leaves in force P
 

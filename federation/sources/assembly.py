@@ -13,9 +13,10 @@ from typing import TypeVar
 
 import msgspec
 
-from federation.model import Finding, Pod, PodKey, Service, ServiceExport, ServiceKey
+from federation.model import Finding, Pod, PodKey, Service, ServiceExport, ServiceKey, ServicePolicy
 from federation.snapshot import Change, Section
-from federation.sources.objects import ObjectKey, Reading, ReadObject, Value, cross_check
+from federation.sources.annotations import NO_WISHES, Wishes, combine
+from federation.sources.objects import Kind, ObjectKey, Reading, ReadObject, Value, cross_check
 
 Objects = Mapping[ObjectKey, ReadObject]
 _Key = TypeVar("_Key", bound=Hashable)
@@ -53,7 +54,7 @@ def assemble(readings: Mapping[str, Reading], before: Assembly = NOTHING) -> Ass
     for key, reads in named.items():
         chosen = next((read for read in reads if not read.is_broken), None) or before.in_force.get(key)
         if chosen is not None:
-            in_force[key] = chosen
+            in_force[key] = _with_last_wishes(chosen, before.in_force.get(key))
         else:
             unusable[key] = reads[0]
         for read in reads:
@@ -85,12 +86,13 @@ def changes(before: Assembly, after: Assembly) -> list[Change]:
     return [*differences, *_differences(Section.FINDINGS, before.findings, after.findings)]
 
 
-def listing(assembly: Assembly) -> dict[Section, dict[ServiceKey | PodKey, Value]]:
+def listing(assembly: Assembly) -> dict[Section, dict[ServiceKey | PodKey, Value | ServicePolicy]]:
     """Returns all values in force by section; the sections of findings, which have other writers too, are left out."""
-    sections: dict[Section, dict[ServiceKey | PodKey, Value]] = {
+    sections: dict[Section, dict[ServiceKey | PodKey, Value | ServicePolicy]] = {
         Section.SERVICES: {},
         Section.EXPORTS: {},
         Section.PODS: {},
+        Section.POLICIES: dict(_policies(assembly.in_force)),
     }
     for read in assembly.in_force.values():
         match read.value:
@@ -103,6 +105,25 @@ def listing(assembly: Assembly) -> dict[Section, dict[ServiceKey | PodKey, Value
             case None:
                 pass
     return sections
+
+
+def _policies(in_force: Objects) -> Iterable[tuple[ServiceKey, ServicePolicy]]:
+    """Yields what is wished of each service: a ServiceImport has the last word before the Service of its name."""
+    said = {key: read.wishes for key, read in in_force.items() if read.wishes != NO_WISHES}
+    for namespace, name in {(key.namespace, key.name) for key in said}:
+        of_import = said.get(ObjectKey(Kind.SERVICE_IMPORT, namespace, name), NO_WISHES)
+        policy = combine(of_import, said.get(ObjectKey(Kind.SERVICE, namespace, name), NO_WISHES))
+        if policy is not None:
+            yield ServiceKey(namespace, name), policy
+
+
+def _with_last_wishes(chosen: ReadObject, before: ReadObject | None) -> ReadObject:
+    """Returns an object with its last good wishes, annotation by annotation, where the new ones are broken."""
+    if not chosen.are_wishes_broken or before is None or chosen is before:
+        return chosen
+    now, last = chosen.wishes, before.wishes
+    kept = Wishes(now.when_stale or last.when_stale, last.weights if now.weights is None else now.weights)
+    return msgspec.structs.replace(chosen, wishes=kept)
 
 
 def _differences(section: Section, before: Mapping[_Key, object], after: Mapping[_Key, object]) -> list[Change]:

@@ -11,6 +11,19 @@ import msgspec
 
 from federation.model import Finding, Pod, PodKey, Service, ServiceExport, ServiceKey, Severity
 from federation.snapshot import resolve_target, selects
+from federation.sources.annotations import (
+    EXPORT_TO,
+    MEMBER_WEIGHTS,
+    NO_WISHES,
+    TCP_USES,
+    WHEN_STALE,
+    Wishes,
+    check_annotations,
+    contradictions,
+    read_created,
+    read_export_to,
+    read_wishes,
+)
 from federation.sources.conversion import near
 from federation.sources.documents import Document, FieldPath, field_text, load_documents
 from federation.sources.fields import Field, Notes
@@ -29,6 +42,7 @@ class Kind(StrEnum):
 
     SERVICE = "Service"
     SERVICE_EXPORT = "ServiceExport"
+    SERVICE_IMPORT = "ServiceImport"
     POD = "Pod"
     NAMESPACE = "Namespace"
 
@@ -56,7 +70,8 @@ class ReadObject(msgspec.Struct, frozen=True):
     """One object as it was read. `line` is where its name stands.
 
     `value` is None when the object is broken, and also when it is sound but nothing for the mesh to route to
-    (a Namespace, a headless Service, a finished Pod).
+    (a Namespace, a headless Service, a finished Pod). `wishes` are what its annotations say of the service of its name;
+    when these are broken, the rest of the object is in force all the same.
     """
 
     key: ObjectKey
@@ -66,6 +81,8 @@ class ReadObject(msgspec.Struct, frozen=True):
     findings: tuple[Finding, ...] = ()
     is_broken: bool = False
     named_targets: tuple[NamedTarget, ...] = ()
+    wishes: Wishes = NO_WISHES
+    are_wishes_broken: bool = False
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -109,6 +126,8 @@ def cross_check(objects: Mapping[ObjectKey, ReadObject]) -> tuple[Finding, ...]:
                 findings += _check_export(read, objects.get(ObjectKey(Kind.SERVICE, key.namespace, key.name)))
             case Service() as service if read.named_targets:
                 findings += _check_targets(read, [pod for pod in pods if selects(service, pod)])
+            case None if key.kind is Kind.SERVICE_IMPORT:
+                findings += _check_wishes(read, objects.get(ObjectKey(Kind.SERVICE, key.namespace, key.name)))
     return tuple(findings)
 
 
@@ -135,6 +154,14 @@ def _check_targets(service: ReadObject, pods: list[Pod]) -> Iterable[Finding]:
             yield _warning(service, target.line, target.field, message, hint)
 
 
+def _check_wishes(of_import: ReadObject, service: ReadObject | None) -> Iterable[Finding]:
+    if service is None:
+        return
+    for name, here, there in contradictions(of_import.wishes, service.wishes):
+        message = f"{service.key} ({service.where}:{service.line}) says {there}, and this says {here}: this counts"
+        yield _warning(of_import, of_import.line, f"metadata.annotations[{name}]", message, "keep one of the two")
+
+
 def _warning(read: ReadObject, line: int, field: str, message: str, hint: str) -> Finding:
     return Finding(read.where, line, str(read.key), field, message, hint, Severity.WARNING)
 
@@ -155,7 +182,20 @@ def _items(document: Document) -> Iterable[tuple[FieldPath, object]]:
             yield (), value
 
 
-_GROUPS = {Kind.SERVICE: "", Kind.POD: "", Kind.NAMESPACE: "", Kind.SERVICE_EXPORT: MCS_GROUP}
+_GROUPS = {
+    Kind.SERVICE: "",
+    Kind.POD: "",
+    Kind.NAMESPACE: "",
+    Kind.SERVICE_EXPORT: MCS_GROUP,
+    Kind.SERVICE_IMPORT: MCS_GROUP,
+}
+_ANNOTATIONS = {
+    Kind.SERVICE: (WHEN_STALE, MEMBER_WEIGHTS),
+    Kind.POD: (TCP_USES,),
+    Kind.NAMESPACE: (),
+    Kind.SERVICE_EXPORT: (EXPORT_TO,),
+    Kind.SERVICE_IMPORT: (WHEN_STALE, MEMBER_WEIGHTS),
+}
 _VERSIONS = {"": ("v1",), MCS_GROUP: (f"{MCS_GROUP}/v1beta1", f"{MCS_GROUP}/v1alpha1")}
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")
 _METADATA = (
@@ -195,14 +235,26 @@ def _read(field: Field) -> ReadObject | None:
     metadata.check_names(_METADATA)
     value = _value(key, field)
     targets = _named_targets(field) if isinstance(value, Service) else ()
+    is_broken = notes.is_broken
+    check_annotations(metadata["annotations"], _ANNOTATIONS[kind], kind=kind)
+    wishes = NO_WISHES
+    if WHEN_STALE in _ANNOTATIONS[kind]:
+        # A slip in a wish must not take the service away: it has no part in whether it can be called.
+        before = len(notes.findings)
+        wishes = read_wishes(metadata["annotations"])
+        are_wishes_broken = any(each.severity is Severity.ERROR for each in notes.findings[before:])
+    else:
+        are_wishes_broken = False
     return ReadObject(
         key=key,
         where=notes.document.where,
         line=name.line,
-        value=None if notes.is_broken else value,
+        value=None if is_broken else value,
         findings=tuple(notes.findings),
-        is_broken=notes.is_broken,
+        is_broken=is_broken,
         named_targets=targets,
+        wishes=wishes,
+        are_wishes_broken=are_wishes_broken,
     )
 
 
@@ -222,13 +274,11 @@ def _kind(field: Field) -> Kind | None:
         hint = f"the {kind} that the mesh reads has `apiVersion: {expected[0]}`"
         field["apiVersion"].warn(f"{kind} of {version} is not read by the mesh", hint)
         return None
-    meant = None if kind == "ServiceImport" or kind.endswith("List") else near(kind, list(Kind))
+    meant = None if kind.endswith("List") else near(kind, list(Kind))
     if meant and version in ("", *_VERSIONS[_GROUPS[Kind(meant)]]):
         field["kind"].error(f"there is no kind {kind!r}", f"did you mean `{meant}`?")
         return None
     hint = "it does no harm here; the mesh reads " + ", ".join(Kind)
-    if kind == "ServiceImport":
-        hint = "remove it: imports follow from what the other clusters export"
     notes = field.notes
     notes.subject = kind
     field["kind"].warn(f"{kind} is not read by the mesh", hint)
@@ -263,11 +313,16 @@ def _value(key: ObjectKey, field: Field) -> Value | None:
         case Kind.SERVICE:
             return read_service(ServiceKey(key.namespace, key.name), field)
         case Kind.SERVICE_EXPORT:
-            return ServiceExport(ServiceKey(key.namespace, key.name))
+            metadata = field["metadata"]
+            return ServiceExport(
+                ServiceKey(key.namespace, key.name),
+                export_to=read_export_to(metadata["annotations"][EXPORT_TO]),
+                created=read_created(metadata["creationTimestamp"]),
+            )
         case Kind.POD:
             return read_pod(PodKey(key.namespace, key.name), field)
-        case Kind.NAMESPACE:
-            return None
+        case Kind.NAMESPACE | Kind.SERVICE_IMPORT:
+            return None  # the spec of an import is the MCS controller's: what is imported follows from the exports
 
 
 def _named_targets(field: Field) -> tuple[NamedTarget, ...]:

@@ -4,13 +4,14 @@ import ipaddress
 import re
 
 from federation.model import MESH_PORT, OUTBOUND_PORT, PROXY_ADMIN_PORT, Locality, Pod, PodKey, TcpUse
+from federation.sources.annotations import TCP_USES
 from federation.sources.fields import Field
 from trust.spiffe import ServiceAccount, is_dns_name
 
 REGION_LABEL = "topology.kubernetes.io/region"
 ZONE_LABEL = "topology.kubernetes.io/zone"
 CLOUD_LABEL = "isthmus.dev/cloud"
-TCP_USES_ANNOTATION = "isthmus.dev/tcp-uses"
+TCP_USES_ANNOTATION = TCP_USES
 """Plain TCP dependencies: `host:port@listenPort`, comma separated."""
 
 _DEFAULT_ACCOUNT = "default"

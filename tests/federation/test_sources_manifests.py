@@ -86,6 +86,7 @@ async def test_files_and_folders_are_listed_at_any_depth(tmp_path: Path) -> None
         Section.SERVICES: 3,
         Section.EXPORTS: 0,
         Section.PODS: 0,
+        Section.POLICIES: 0,
     }
 
 

@@ -287,7 +287,6 @@ def test_port_80_that_does_not_say_what_it_speaks_gets_a_hint() -> None:
     ("text", "message", "hint"),
     [
         ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n", "Deployment is not read", "no harm"),
-        (EXPORT.replace("ServiceExport", "ServiceImport"), "ServiceImport is not read", "remove it"),
         (SERVICE.replace("apiVersion: v1", "apiVersion: serving.knative.dev/v1"), "knative", "`apiVersion: v1`"),
         ("apiVersion: v1\nkind: PodList\nitems: []\n", "PodList is not read", "no harm"),
     ],
