@@ -196,6 +196,11 @@ def drain_key(cluster: ClusterName, service: ServiceKey | None) -> str:
     return f"{ETCD_PREFIX}drains/{cluster}" + (f"/{service.namespace}/{service.name}" if service else "")
 
 
+def severance_key(cluster: ClusterName, service: ServiceKey | None) -> str:
+    """Returns the etcd key of a Severance of this cluster: of one service, or of all."""
+    return f"{ETCD_PREFIX}severances/{cluster}" + (f"/{service.namespace}/{service.name}" if service else "")
+
+
 def departure_key(cluster: ClusterName) -> str:
     """Returns the etcd key of a Departure; under the own name: this cluster has left."""
     return f"{ETCD_PREFIX}departures/{cluster}"
@@ -234,9 +239,9 @@ def parse_etcd_key(text: str) -> tuple[str, ClusterName, ServiceKey | None] | No
     if not text.startswith(ETCD_PREFIX):
         return None
     match text.removeprefix(ETCD_PREFIX).split("/"):
-        case ["members" | "freshness" | "drains" | "departures" as kind, cluster]:
+        case ["members" | "freshness" | "drains" | "severances" | "departures" as kind, cluster]:
             return kind, parse_cluster(cluster), None
-        case ["exports" | "drains" as kind, cluster, namespace, name]:
+        case ["exports" | "drains" | "severances" as kind, cluster, namespace, name]:
             return kind, parse_cluster(cluster), ServiceKey(Namespace(namespace), name)
         case _:
             return None

@@ -26,6 +26,7 @@ from federation.model import (
     ServiceExport,
     ServiceKey,
     ServicePolicy,
+    Severance,
     Trust,
 )
 from trust.bundle import Revocation
@@ -46,6 +47,7 @@ class Section(StrEnum):
     REVOCATIONS = "revocations"
     POLICIES = "policies"
     DRAINS = "drains"
+    SEVERANCES = "severances"
     DEPARTURES = "departures"
     SILENCES = "silences"
     VOUCHED = "vouched"
@@ -79,9 +81,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     """The picture at one revision. The mappings are never changed.
 
     `trust` has at most one value, under TRUST_KEY; `revocations` and `drains` are those of this cluster's own admin, by
-    subject, and by member and service. `silences` says of members that are silent which of the spans that matter to
-    some policy has passed, the longest; `vouched` counts, under VOUCHED_KEY, how often this control plane has confirmed
-    endpoints that must not outlive its word. `published` says since when this cluster exports what, as it tells others.
+    subject, and by member and service; `severances` say by the same when what was open to this cluster was made to end.
+    `silences` says of members that are silent which of the spans that matter to some policy has passed, the longest;
+    `vouched` counts, under VOUCHED_KEY, how often this control plane has confirmed endpoints that must not outlive its
+    word. `published` says since when this cluster exports what, as it tells others.
     `endpoints` follows from services and pods, `revoked` (who is believed no longer,
     sorted by subject, never the own cluster as a whole) from trust and revocations.
     """
@@ -99,6 +102,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     revocations: Mapping[str, Revocation] = _NOTHING
     policies: Mapping[ServiceKey, ServicePolicy] = _NOTHING
     drains: Mapping[tuple[ClusterName, ServiceKey | None], Drain] = _NOTHING
+    severances: Mapping[tuple[ClusterName, ServiceKey | None], Severance] = _NOTHING
     departures: Mapping[ClusterName, Departure] = _NOTHING
     silences: Mapping[ClusterName, timedelta] = _NOTHING
     vouched: Mapping[str, int] = _NOTHING

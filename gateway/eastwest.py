@@ -36,6 +36,7 @@ from federation.names import (
     exported_authority,
     tunnel_sni,
 )
+from federation.severing import Epochs
 from federation.xds import builders, listeners, tls
 from federation.xds.resources import ResourceSet, TypeUrl
 from trust.bundle import Revocation
@@ -51,12 +52,13 @@ def compile_gateway(
     callers: Iterable[ClusterName],
     audiences: Mapping[ServiceKey, frozenset[ClusterName]],
     revoked: Collection[Revocation],
+    epochs: Epochs,
 ) -> ResourceSet:
     """Returns the one listener of the gateway and an upstream per exported service.
 
     `exported` is what this cluster offers, `control_addresses` the control planes whose FEDERATION_PORT peers reach,
     `callers` the members that may open tunnels, but for their workloads that are `revoked`; `audiences` are the members
-    that exports are for, of those exports that are not for all.
+    that exports are for, of those exports that are not for all. `epochs` stand in the names of the callers' chains.
     """
     cluster = scope.audience.cluster
     services = {exported_authority(cluster, key, domain): exported[key].endpoints for key in sorted(exported)}
@@ -66,7 +68,7 @@ def compile_gateway(
     rules = {among: tls.members_only(domain, among, revoked=revoked) for among in reached_by if among is None or among}
     control = [builders.socket_address(address, FEDERATION_PORT) for address in control_addresses]
     messages: list[tuple[TypeUrl, str, Message]] = [
-        (TypeUrl.LISTENER, GATEWAY_LISTENER, _listener(scope, callers, domain)),
+        (TypeUrl.LISTENER, GATEWAY_LISTENER, _listener(scope, callers, domain, epochs)),
         (TypeUrl.ROUTES, GATEWAY_ROUTES, _routes(reached_by, gateway_dns_name(cluster, domain), rules)),
         (TypeUrl.CLUSTER, FEDERATION_UPSTREAM, _federation_cluster()),
         (TypeUrl.ENDPOINTS, FEDERATION_UPSTREAM, _assignment(FEDERATION_UPSTREAM, control)),
@@ -77,7 +79,9 @@ def compile_gateway(
     return builders.resource_set(messages)
 
 
-def _listener(scope: ProxyScope, callers: Iterable[ClusterName], domain: MeshDomain) -> listener_pb2.Listener:
+def _listener(
+    scope: ProxyScope, callers: Iterable[ClusterName], domain: MeshDomain, epochs: Epochs
+) -> listener_pb2.Listener:
     cluster = scope.audience.cluster
     # Denies all: what is allowed stands in the routes, which change without draining a connection.
     tunnels = listeners.http_manager(GATEWAY_LISTENER, GATEWAY_ROUTES, rules=rbac_pb2.RBAC(), upgrades=("CONNECT",))
@@ -87,6 +91,7 @@ def _listener(scope: ProxyScope, callers: Iterable[ClusterName], domain: MeshDom
             tunnel_sni(caller, cluster, domain),
             [listeners.http_filter(tunnels)],
             tls.downstream_tls(domain, alpn="h2", only=caller),
+            epoch=epochs.tunnels,
         )
         for caller in sorted(callers)
     ]

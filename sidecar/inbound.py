@@ -25,6 +25,7 @@ from google.protobuf.wrappers_pb2 import UInt32Value
 
 from federation.model import MESH_PORT, Protocol, ProxyScope, ServiceKey
 from federation.names import FLAGS_HEADER, INBOUND_LISTENER, inbound_rules, inbound_upstream, service_sni
+from federation.severing import Epochs
 from federation.view import InboundPort
 from federation.xds import builders, listeners, tls
 from federation.xds.resources import ResourceSet, TypeUrl
@@ -67,11 +68,11 @@ def compile_rules(
 
 
 def compile_inbound(
-    scope: ProxyScope, ports: tuple[InboundPort, ...], domain: MeshDomain, *, epoch: str
+    scope: ProxyScope, ports: tuple[InboundPort, ...], domain: MeshDomain, *, epochs: Epochs
 ) -> ResourceSet:
     """Returns the mesh port's listener, a filter chain per service port, and the clusters that lead to the app.
 
-    A workload that serves no port has no listener. `epoch` is that of federation.revoked.
+    A workload that serves no port has no listener. `epochs` stand in the names of the chains.
     """
     messages: list[tuple[TypeUrl, str, Message]] = []
     chains: dict[str, listener_components_pb2.FilterChain] = {}
@@ -80,6 +81,7 @@ def compile_inbound(
         messages.append((TypeUrl.CLUSTER, cluster.name, cluster))
         sni = service_sni(scope.audience.cluster, port.key, port.port, domain)
         if sni not in chains:  # a chain that matches twice makes Envoy refuse the listener
+            epoch = epochs.of_service(port.key, is_exported=port.is_exported)
             chains[sni] = _chain(sni, port, scope.audience.cluster, domain=domain, epoch=epoch)
     if chains:
         listener = listeners.listener(

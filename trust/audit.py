@@ -28,6 +28,8 @@ class AuditKind(StrEnum):
     BUNDLE_TAKEN = "bundle-taken"
     REVOKED = "revoked"
     RESTORED = "restored"
+    DRAINED = "drained"  # calls are to leave a member, or one service of it
+    UNDRAINED = "undrained"
 
 
 _LONGEST_TEXT = 400  # characters of one field: who asks chooses some of them

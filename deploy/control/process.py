@@ -32,9 +32,9 @@ from federation.acknowledgements import Acknowledgements
 from federation.admin import admin_app
 from federation.etcd import EtcdClient, EtcdUnavailable, Fenced
 from federation.etcd.election import Election, Leadership
-from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT, ProxyRole
+from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT, ProxyRole, ServiceKey
 from federation.names import departure_key, host_port, member_key
-from federation.peering.offer import Offer
+from federation.peering.offer import ListenerStatus, Offer
 from federation.peering.peers import Peers, PeerStatus
 from federation.peering.publisher import Publisher
 from federation.peering.records import keep_member
@@ -171,7 +171,7 @@ class Member:
             leaf_lifetime=options.leaf_lifetime,
             on_event=self._note,
         )
-        self.drain_backend = DrainBackend(settings, store=store, etcd=etcd)
+        self.drain_backend = DrainBackend(settings, store=store, etcd=etcd, on_event=self._note)
         self.departures = Departures(settings, store=store, etcd=etcd)
         self._loads = LoadServer(
             store,
@@ -204,6 +204,15 @@ class Member:
     def missing(self) -> int:
         """How many records etcd does not hold that it should."""
         return self._publisher.missing
+
+    @property
+    def unoffered(self) -> tuple[tuple[ServiceKey, str, datetime], ...]:
+        """The own exports that cannot be offered as they are, why, and since when."""
+        return self._offer.unoffered
+
+    def listeners(self) -> tuple[ListenerStatus, ...]:
+        """The peers that listen to this replica."""
+        return self._offer.listeners()
 
     def problems(self, now: datetime) -> Iterator[Found]:
         """Yields what does not work now."""

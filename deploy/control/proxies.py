@@ -14,7 +14,8 @@ from federation.model import (
 )
 from federation.peering.exports import offered
 from federation.peering.visibility import audiences
-from federation.revoked import severing_epoch, tunnel_callers
+from federation.revoked import tunnel_callers
+from federation.severing import Epochs, epochs
 from federation.snapshot import Snapshot
 from federation.view import InboundPort, inbound_ports, resolve
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
@@ -40,7 +41,7 @@ class Compiler:
         self._outbound: dict[Audience, ResourceSet] = {}
         self._offered: Mapping[ServiceKey, ExportedService] = {}
         self._inbound: dict[Pod, tuple[ProxyScope, tuple[InboundPort, ...], ResourceSet]] = {}
-        self._epoch = ""
+        self._epochs = Epochs()
         self._revoked: tuple[Revocation, ...] = ()
         self._audiences: Mapping[ServiceKey, frozenset[ClusterName]] = {}
         self._rules: dict[tuple[InboundPort, ...], ResourceSet] = {}
@@ -65,6 +66,7 @@ class Compiler:
                     callers=tunnel_callers(snapshot, self._settings),
                     audiences=self._audiences,
                     revoked=snapshot.revoked,
+                    epochs=self._epochs,
                 )
 
     def _turn_to(self, snapshot: Snapshot) -> None:
@@ -78,9 +80,9 @@ class Compiler:
         if snapshot.revoked != self._revoked or chosen != self._audiences:
             self._revoked, self._audiences = snapshot.revoked, chosen
             self._rules.clear()
-        epoch = severing_epoch(snapshot, self._settings)
-        if epoch != self._epoch:
-            self._epoch = epoch
+        now = epochs(snapshot, self._settings)
+        if now != self._epochs:
+            self._epochs = now
             self._inbound.clear()
         pods = set(snapshot.pods.values())
         self._inbound = {pod: known for pod, known in self._inbound.items() if pod in pods}
@@ -101,8 +103,8 @@ class Compiler:
         if known is not None and known[:2] == (scope, ports):
             return known[2], self._rules_of(known[1])
         made = merged(
-            outbound_listeners(scope, epoch=self._epoch),
-            compile_inbound(scope, ports, self._settings.domain, epoch=self._epoch),
+            outbound_listeners(scope, epoch=self._epochs.sidecars),
+            compile_inbound(scope, ports, self._settings.domain, epochs=self._epochs),
         )
         self._inbound[scope.pod] = (scope, ports, made)
         return made, self._rules_of(ports)

@@ -26,6 +26,7 @@ from federation.model import (
     MemberCluster,
     ServiceKey,
     ServicePort,
+    Severance,
 )
 from federation.revoked import Revoked
 from federation.snapshot import Snapshot
@@ -38,6 +39,9 @@ MAX_RECORD = 1024 * 1024
 MOST_PORTS = 100
 """Ports of one service: each is a cluster in every sidecar, with all the endpoints. An EndpointSlice has as many."""
 
+MOST_DRAINS = 1000
+"""Of one member: services that are drained one by one."""
+
 LONGEST_VERSION = 64  # characters; ours is a hash of 16
 
 _BROADCAST = ipaddress.ip_address("255.255.255.255")
@@ -48,7 +52,6 @@ _LONGEST_WORD = 253  # characters, of a name or a place
 _LONGEST_LABEL = 317  # characters; a Kubernetes label's key is a DNS name, a slash and 63 more
 _LONGEST_CERTIFICATE = 16384  # characters of PEM, as in a grant
 _MOST_LABELS = 64  # of a member
-_MOST_DRAINS = 1000  # likewise: services that are drained one by one
 _MOST_PLACES = 64  # zones, and gateways, of one member, as in a grant
 _T = TypeVar("_T")
 
@@ -114,7 +117,7 @@ def offered(
     return offers
 
 
-def encode(value: ExportedService | MemberCluster | Freshness | Drain | Departure | Beat) -> bytes:
+def encode(value: ExportedService | MemberCluster | Freshness | Drain | Severance | Departure | Beat) -> bytes:
     """Prints a record. Equal values have equal bytes."""
     return msgspec.json.encode(value)
 
@@ -137,6 +140,14 @@ def decode_freshness(body: bytes) -> Freshness:
 def decode_drain(body: bytes) -> Drain:
     """Parses and judges a record of a drain; raises Malformed."""
     return _check_drain(_decode(body, Drain))
+
+
+def decode_severance(body: bytes) -> Severance:
+    """Parses a record of connections that were made to end; raises Malformed."""
+    severance = _decode(body, Severance)
+    if severance.at.tzinfo is None:
+        raise Malformed("a severance's moment has no time zone")
+    return severance
 
 
 def decode_departure(body: bytes) -> Departure:
@@ -210,8 +221,8 @@ def read_member(name: str, body: bytes, speaker: ClusterName) -> MemberCluster:
         raise Malformed(f"more than {_MOST_PLACES} zones or gateways")
     for word in (member.network, member.region, member.cloud, *member.zones):
         _check_text(word, "the member's network or place")
-    if len(member.labels) > _MOST_LABELS or len(member.drains) > _MOST_DRAINS:
-        raise Malformed(f"more than {_MOST_LABELS} labels or {_MOST_DRAINS} drains")
+    if len(member.labels) > _MOST_LABELS or len(member.drains) > MOST_DRAINS:
+        raise Malformed(f"more than {_MOST_LABELS} labels or {MOST_DRAINS} drains")
     for label in member.labels:
         for word in label:
             _check_text(word, "a label of the member", longest=_LONGEST_LABEL)

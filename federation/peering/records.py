@@ -4,6 +4,7 @@ members/<cluster>                      a MemberCluster          picture: members
 exports/<cluster>/<namespace>/<name>   an ExportedService       picture: imports, if it is of another cluster
 freshness/<cluster>                    a Freshness              picture: freshness
 drains/<cluster>[/<namespace>/<name>]  a Drain                  picture: drains, those of the own admin
+severances/<cluster>[/<ns>/<name>]     a Severance              picture: severances
 departures/<cluster>                   a Departure              picture: departures
 revocations/<subject>                  a Revocation             picture: revocations, those of the own admin
 trust/statements/<cluster>             a HeardStatement         none (see trust_records)
@@ -68,6 +69,8 @@ def place_of(key: str) -> Place | None:
             return Place(Section.IMPORTS, cluster, (cluster, service))
         case ("drains", cluster, service):
             return Place(Section.DRAINS, cluster, (cluster, service))
+        case ("severances", cluster, service):
+            return Place(Section.SEVERANCES, cluster, (cluster, service))
         case ("departures", cluster, None):
             return Place(Section.DEPARTURES, cluster, cluster)
         case _:
@@ -93,6 +96,11 @@ def read_record(key: str, body: bytes) -> object:
             if (drain.cluster, drain.service) != (cluster, service):
                 raise Malformed(f"the record is about {drain.cluster!r} and {drain.service}")
             return drain
+        case ("severances", cluster, service):
+            severance = exports.decode_severance(body)
+            if (severance.cluster, severance.service) != (cluster, service):
+                raise Malformed(f"the record is about {severance.cluster!r} and {severance.service}")
+            return severance
         case ("departures", cluster, None):
             departure = exports.decode_departure(body)
             if departure.cluster != cluster:
@@ -194,7 +202,7 @@ def _holds(guard: Guard, found: KeyValue | None) -> bool:
 
 
 def _batches(puts: Mapping[str, bytes], deletes: Sequence[str]) -> Iterator[list[Operation]]:
-    # Apart from each other: an etcd that is full takes no writes, but removes.
+    # Apart from each other: an etcd that is full takes no writes, but may still remove.
     yield from _of_one_kind([Delete(key) for key in deletes])
     yield from _of_one_kind([Put(key, value) for key, value in puts.items()])
 

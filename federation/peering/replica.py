@@ -33,10 +33,11 @@ _SECTIONS = (
     Section.FRESHNESS,
     Section.REVOCATIONS,
     Section.DRAINS,
+    Section.SEVERANCES,
     Section.DEPARTURES,
 )
 _OF_OTHERS = frozenset({Section.IMPORTS, Section.FRESHNESS})
-_ADMINS = frozenset({Section.REVOCATIONS, Section.DRAINS, Section.DEPARTURES})
+_ADMINS = frozenset({Section.REVOCATIONS, Section.DRAINS, Section.SEVERANCES, Section.DEPARTURES})
 """Records that nobody tells again: of these it is remembered what they said before."""
 _MOST_PAST = 4096
 _WHERE = "etcd "

@@ -33,7 +33,8 @@ from federation.model import (
 from federation.names import clusterset_host, local_host
 from federation.peering.exports import offered, own_member
 from federation.peering.visibility import audiences
-from federation.revoked import severing_epoch, tunnel_callers
+from federation.revoked import tunnel_callers
+from federation.severing import epochs
 from federation.snapshot import Replace, Section, Snapshot
 from federation.view import inbound_ports, resolve
 from federation.xds.builders import merge
@@ -99,12 +100,12 @@ class Member(msgspec.Struct, frozen=True):
         """Returns what a pod's sidecar is told."""
         scope = self.pod_scope(name)
         assert scope.pod is not None
-        epoch = severing_epoch(self.snapshot, self.settings)
+        now = epochs(self.snapshot, self.settings)
         ports = inbound_ports(self.snapshot, scope.pod)
         return merge(
             compile_outbound(resolve(self.snapshot, self.settings, scope.audience)),
-            outbound_listeners(scope, epoch=epoch),
-            compile_inbound(scope, ports, DOMAIN, epoch=epoch),
+            outbound_listeners(scope, epoch=now.sidecars),
+            compile_inbound(scope, ports, DOMAIN, epochs=now),
             compile_rules(
                 self.settings.name,
                 ports,
@@ -126,6 +127,7 @@ class Member(msgspec.Struct, frozen=True):
             callers=tunnel_callers(self.snapshot, self.settings),
             audiences=audiences(self.snapshot, self.settings),
             revoked=self.snapshot.revoked,
+            epochs=epochs(self.snapshot, self.settings),
         )
 
     def _audience(self, role: ProxyRole, locality: Locality) -> Audience:
