@@ -36,6 +36,8 @@ def render_drain(outcome: DrainOutcome, undo: str) -> list[RenderableType]:
         left = [(one.caller, one.service, str(one.open), str(one.calls)) for one in outcome.remaining]
         shown += [table(["CALLERS OF", "TO SERVICE", "STILL OPEN", "CALLS SINCE 0 %"], left), ""]
     shown += _not_told(outcome.refused, outcome.not_reached)
+    if any(one.caller == outcome.cluster for one in outcome.remaining):
+        shown += [f"What {outcome.cluster} itself calls by svc.cluster.local names stays: nobody else has those.", ""]
     if outcome.uncounted:
         shown += [*outcome.uncounted, ""]
     if outcome.kept:

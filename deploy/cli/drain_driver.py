@@ -44,7 +44,8 @@ async def drain(order: Order, tools: Tools) -> DrainOutcome:
     for step in weights:
         await run.lower(step.weight)
         broken = await run.hold(step.span if step.weight else timedelta(), order.abort_on)
-        steps.append(run.now())
+        if step.weight or broken:
+            steps.append(run.now())
         if broken:
             break
     is_empty, severed = False, False
@@ -59,7 +60,8 @@ async def drain(order: Order, tools: Tools) -> DrainOutcome:
         run.at_zero = run.tally
         is_empty = await run.emptied(SEVERED, None, force=order.force) is True
     if not broken:
-        steps.append(run.now())
+        end_of_it = run.now()
+        steps.append(msgspec.structs.replace(end_of_it, calls=0.0) if is_empty else end_of_it)  # proven, not measured
     aborted, refused = "", run.refused
     if broken:
         rule = order.abort_on

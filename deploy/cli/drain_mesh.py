@@ -4,6 +4,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import timedelta
+from typing import Protocol
 
 import msgspec
 
@@ -53,6 +54,22 @@ class Look(msgspec.Struct, frozen=True):
             if name not in without
         ]
         return (*away, *(one for member in self.members.values() if member.unled for one in member.silent))
+
+
+class Mesh(Protocol):
+    """The control planes of a mesh, as many as can be reached; none of these raises because one cannot be."""
+
+    async def look(self) -> Look:
+        """Asks all at once, and all their replicas what they count."""
+
+    async def services(self, look: Look) -> Mapping[str, tuple[ServiceReport, ...]]:
+        """Returns the services that each member knows; one that does not answer any more is left out."""
+
+    async def drain(self, look: Look, orders: Mapping[str, DrainOrder]) -> tuple[Silent, ...]:
+        """Tells members, by cluster, what to drain; returns who refused or did not answer."""
+
+    async def undrain(self, look: Look, asked: Collection[str], *, cluster: str, service: str) -> tuple[Silent, ...]:
+        """Has members end a drain that was asked of them; returns who refused or did not answer."""
 
 
 class DrainMesh:

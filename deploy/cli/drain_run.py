@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from deploy.cli import draining
-from deploy.cli.drain_mesh import DrainMesh, Look, Member
+from deploy.cli.drain_mesh import Look, Member, Mesh
 from deploy.cli.drain_outcome import Reached, Remainder
 from deploy.cli.draining import FULL, WINDOW, AbortRule, Errors, Lane, Mark, Quiet, Scope, Tally
 from deploy.cli.survey import Silent
@@ -19,7 +19,7 @@ from federation.reports import DrainReport
 _POLL = 0.5  # seconds between two looks: proxies report once a second
 _TRAVEL = 5.0  # seconds that a drain may take from the drained member to another, before that one is told for itself
 _RESTORE = 15.0  # seconds that an undoing may take until all members show it
-_CONFIRM = 10.0  # seconds after the grace in which counters that show nothing open may confirm that nothing is new
+_CONFIRM = 15.0  # seconds after the grace in which counters that show nothing open may confirm that nothing is new
 SEVERED = timedelta(seconds=20)
 """How long it takes until what is severed has ended, and proxies have said so: listeners drain for 10 s."""
 
@@ -28,7 +28,7 @@ SEVERED = timedelta(seconds=20)
 class Tools:
     """What a drain is driven with. `tell` is handed lines that stay, `watch` what holds now and what is waited for."""
 
-    mesh: DrainMesh
+    mesh: Mesh
     clock: Callable[[], datetime]
     tell: Callable[[str], None]
     watch: Callable[[str, Reached], None]
@@ -220,10 +220,9 @@ class Run:
     def uncounted(self) -> tuple[str, ...]:
         """Returns what the members that were reached do not know of their own callers."""
         silent = [
-            f"{proxy} is connected to {load.cluster}, but does not report what it carries"
-            for member in self.callers.values()
-            for load in member.loads
-            for proxy in load.silent
+            f"{proxy} is connected to {name}, but does not report what it carries"
+            for name, member in self.callers.items()
+            for proxy in draining.unheard(member.loads)
         ]
         unled = [
             f"{member.unled} of the ready pods of {name} have no proxy that is connected to its control plane"

@@ -17,6 +17,7 @@ MOST_STEPS = 10
 SHORTEST_STEP = timedelta(seconds=1)  # proxies report once a second while a drain is in force
 FULL = 100  # percent: what a member gets that is not drained
 WINDOW = 10.0  # seconds over which errors are counted
+MOMENT = 2.0  # seconds over which calls a second are counted
 MIN_REQUESTS = 20  # in the window, before their errors say anything
 MIN_FAILED = 3  # likewise: one bad answer ends no drain, however few there are
 FRESH_REPORTS = 2  # without a call, of every replica, until a member counts as carrying nothing
@@ -172,9 +173,9 @@ class Mark(msgspec.Struct, frozen=True):
     tally: Tally
 
 
-def recent(marks: Sequence[Mark], now: float) -> tuple[Mark, ...]:
+def recent(marks: Sequence[Mark], now: float, window: float = WINDOW) -> tuple[Mark, ...]:
     """Returns the marks that a window that ends `now` needs, oldest first: the last before it, and all in it."""
-    inside = next((at for at, mark in enumerate(marks) if mark.moment > now - WINDOW), len(marks))
+    inside = next((at for at, mark in enumerate(marks) if mark.moment > now - window), len(marks))
     return tuple(marks[max(0, inside - 1) :])
 
 
@@ -187,7 +188,8 @@ def errors_since(marks: Sequence[Mark], lanes: Collection[Lane]) -> Errors:
 
 
 def rate(marks: Sequence[Mark], lanes: Collection[Lane]) -> float | None:
-    """Returns calls a second between the first of the marks and the last; None before there are two."""
+    """Returns calls a second at the end of the marks; None before there are two."""
+    marks = recent(marks, marks[-1].moment, MOMENT) if marks else ()
     seconds = marks[-1].moment - marks[0].moment if marks else 0.0
     return errors_since(marks, lanes).issued / seconds if seconds > 0 else None
 
@@ -252,6 +254,13 @@ def _is_fresh(before: datetime | None, report: LoadReport) -> bool:
     if report.at is None:
         return report.reporting == 0
     return before is None or report.at >= before + timedelta(seconds=report.interval)
+
+
+def unheard(reports: Collection[LoadReport]) -> tuple[str, ...]:
+    """Returns the proxies of one member that no replica hears, though they are connected to one."""
+    return tuple(
+        sorted({one for each in reports for one in each.silent} - {one for each in reports for one in each.visitors})
+    )
 
 
 def weight_at(caller: str, drains: Iterable[DrainReport], scope: Scope) -> int:
