@@ -23,7 +23,7 @@ _LEAST = 3  # answers before they are judged
 
 
 class Exchange(StrEnum):
-    """The kinds of exchange, each of which may fail alone. RENEWAL also stands for deletes: a full etcd does them."""
+    """The kinds of exchange, each of which may fail alone. RENEWAL also stands for deletes: a full etcd may do them."""
 
     READ = "reads"
     WRITE = "writes"

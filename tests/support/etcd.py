@@ -2,15 +2,17 @@
 
 import asyncio
 import os
+import secrets
 import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
 
+from federation.etcd import EtcdClient, EtcdFull
 from tests.support.addresses import free_address
 
 _BIN = Path(sys.executable).parent
@@ -100,12 +102,93 @@ class Etcd:
         assert self._process is None, "kill etcd first"
         shutil.rmtree(self._folder / "data")
 
+    def remember(self) -> None:
+        """Keeps a copy of the data of a server that was killed, for `go_back`."""
+        assert self._process is None, "kill etcd first"
+        shutil.copytree(self._folder / "data", self._folder / "earlier")
+
+    def go_back(self) -> None:
+        """Gives a server that was killed the data that it had at `remember`: what it acknowledged since is lost."""
+        self.wipe()
+        shutil.move(self._folder / "earlier", self._folder / "data")
+
+    @asynccontextmanager
+    async def slowed(self, frozen: float = 1.5, awake: float = 0.05) -> AsyncIterator[None]:
+        """Has the server work by turns, in seconds: everything is answered, and late."""
+
+        async def take_turns() -> None:
+            while True:
+                self.pause()
+                await asyncio.sleep(frozen)
+                self.resume()
+                await asyncio.sleep(awake)
+
+        async with asyncio.TaskGroup() as group:
+            turns = group.create_task(take_turns())
+            try:
+                yield
+            finally:
+                turns.cancel()
+                self.resume()
+
     async def compact(self, revision: int) -> None:
         """Forgets the history before `revision`."""
-        command = [str(_BIN / "etcdctl"), "--endpoints", self.url, "compaction", str(revision)]
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+        await self._control("compaction", str(revision))
+
+    async def make_room(self) -> None:
+        """Frees a server whose quota is used up, as an operator does."""
+        async with EtcdClient((self.url,)) as client:
+            revision = (await client.list("")).revision
+        with suppress(AssertionError):  # that revision is compacted already
+            await self.compact(revision)
+        await self._control("defrag")
+        await self._control("alarm", "disarm")
+
+    async def _control(self, *arguments: str) -> None:
+        command = [str(_BIN / "etcdctl"), "--endpoints", self.url, *arguments]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
         async with asyncio.timeout(_DEADLINE):
-            assert await process.wait() == 0, "etcdctl compaction failed"
+            _, said = await process.communicate()
+        assert process.returncode == 0, f"etcdctl {' '.join(arguments)}: {said.decode()}"
+
+
+QUOTA = ("--quota-backend-bytes", str(4 * 1024 * 1024))
+"""Arguments of an etcd that is soon full."""
+
+
+async def fill(etcd: Etcd) -> None:
+    """Writes until the quota of an etcd is used up, one key over and over: the history is what fills it."""
+    async with EtcdClient((etcd.url,)) as client:
+        for _ in range(100):
+            try:
+                await client.put("/filler", secrets.token_bytes(512 * 1024))
+            except EtcdFull:
+                return
+    raise AssertionError("etcd was not filled: give it QUOTA")
+
+
+@asynccontextmanager
+async def start_etcd_cluster(folder: Path, *, size: int = 3) -> AsyncIterator[tuple[Etcd, ...]]:
+    """Runs one etcd of several members, each on a loopback address and in a folder of its own."""
+    addresses = [free_address() for _ in range(size)]
+    together = ",".join(f"etcd-{number}=http://{each}:{_PEER_PORT}" for number, each in enumerate(addresses))
+    members = []
+    for number, address in enumerate(addresses):
+        (folder / f"etcd-{number}").mkdir(parents=True)
+        # Elections as usual: members that run side by side on a busy machine would depose each other all the time.
+        usual = ("--heartbeat-interval", "100", "--election-timeout", "1000")
+        named = ("--name", f"etcd-{number}", "--initial-cluster", together)
+        members.append(Etcd(folder / f"etcd-{number}", address, (*usual, *named), "http"))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for member in members:
+                group.create_task(member.start())
+        yield tuple(members)
+    finally:
+        for member in members:
+            await member.kill()
 
 
 @asynccontextmanager
