@@ -3,6 +3,7 @@
     options      what it is told when it starts         process    the assembly: which part runs when
     backend      what its admin API answers             trust_backend   the same about trust
     reports P    what it says about itself              trust_warnings P   what will break of its trust, and when
+    service_reports P   the same about services
     problems P   what does not work now, and since when
     membership   how the cluster joins the mesh
     keeper       whom it believes, and which authority signs, kept up to date    trust_files   its data directory

@@ -12,13 +12,15 @@ from deploy.control.drain_backend import DrainBackend
 from deploy.control.membership import Joining
 from deploy.control.options import ControlOptions
 from deploy.control.problems import Found, Known
-from deploy.control.reports import cluster_reports, gauges, introduction, is_in_step, proxy_report, service_reports
+from deploy.control.reports import cluster_reports, gauges, introduction, is_in_step, proxy_report
+from deploy.control.service_reports import service_reports
 from deploy.control.tokens import Tokens
 from deploy.control.trust_backend import TrustBackend
 from federation.admin import AdminRefused, DrainOrder, RevocationOrder, TokenOrder, TrustDocuments
 from federation.etcd.health import Health
-from federation.model import CONTROL_ADMIN_PORT
+from federation.model import CONTROL_ADMIN_PORT, ServiceKey
 from federation.names import host_port
+from federation.peering.offer import ListenerStatus
 from federation.peering.peers import PeerStatus
 from federation.reports import (
     ClusterReport,
@@ -78,7 +80,12 @@ class MemberParts(Protocol):
     def problems(self, now: datetime) -> Iterable[Found]:
         """Returns what does not work now."""
 
+    @property
+    def unoffered(self) -> tuple[tuple[ServiceKey, str, datetime], ...]:
+        """The own exports that cannot be offered as they are, why, and since when."""
+
     def load(self) -> LoadReport: ...
+    def listeners(self) -> tuple[ListenerStatus, ...]: ...
     def proxies(self) -> tuple[ProxyStatus, ...]: ...
     def peers(self) -> tuple[PeerStatus, ...]: ...
 
@@ -158,11 +165,19 @@ class Backend:
 
     def clusters(self) -> tuple[ClusterReport, ...]:
         """Returns the members of the mesh."""
-        return cluster_reports(self._store.snapshot, self._options.settings, self.parts.peers() if self.parts else ())
+        parts = self.parts
+        return cluster_reports(
+            self._store.snapshot,
+            self._options.settings,
+            peers=parts.peers() if parts else (),
+            listeners=parts.listeners() if parts else (),
+            drains=parts.drain_backend.drains() if parts else (),
+        )
 
     def services(self) -> tuple[ServiceReport, ...]:
         """Returns the services known here."""
-        return service_reports(self._store.snapshot, self._options.settings)
+        unoffered = {key: why for key, why, _ in self.parts.unoffered} if self.parts else {}
+        return service_reports(self._store.snapshot, self._options.settings, unoffered)
 
     def proxies(self) -> tuple[ProxyReport, ...]:
         """Returns the proxies of this replica."""

@@ -39,6 +39,7 @@ from federation.peering.peers import Peers, PeerStatus
 from federation.peering.publisher import Publisher
 from federation.peering.records import keep_member
 from federation.peering.replica import Replica
+from federation.peering.silences import Silences
 from federation.reports import LoadReport
 from federation.sources.manifests import ManifestSource
 from federation.store import MeshStore
@@ -90,6 +91,7 @@ async def _run(options: ControlOptions) -> None:
             group.create_task(tokens.run())
             group.create_task(ManifestSource(options.manifests).run(store))
             group.create_task(replica.run(etcd))
+            group.create_task(Silences(store).run())
             group.create_task(_serve_admin(admin_app(backend, token), options.address))
             log.info("control plane started", extra={"cluster": options.settings.name, "replica": options.replica})
             membership = await joining.wait()

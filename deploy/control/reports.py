@@ -4,26 +4,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+import msgspec
+
 from deploy.control.identity import REVOKED
 from deploy.control.trust_warnings import Standing, certificates_left, trust_warnings
 from federation.model import (
     ClusterSettings,
-    Endpoint,
     GatewayAddress,
     Liveness,
     MemberCluster,
     NetworkName,
-    ServicePort,
 )
 from federation.names import host_port
+from federation.peering.exports import own_member
+from federation.peering.offer import ListenerStatus
 from federation.peering.peers import PeerStatus
+from federation.peering.visibility import labels_of
 from federation.reports import (
     ClusterReport,
-    PlaceReport,
+    DrainReport,
     ProxyReport,
     RejectionReport,
     RevocationOrigin,
-    ServiceReport,
     TypeReport,
 )
 from federation.snapshot import Snapshot
@@ -66,9 +68,21 @@ def introduced_member(introduced: joining.Introduction) -> MemberCluster:
 
 
 def cluster_reports(
-    snapshot: Snapshot, settings: ClusterSettings, peers: Sequence[PeerStatus]
+    snapshot: Snapshot,
+    settings: ClusterSettings,
+    *,
+    peers: Sequence[PeerStatus],
+    listeners: Sequence[ListenerStatus],
+    drains: Sequence[DrainReport],
 ) -> tuple[ClusterReport, ...]:
-    """Returns all members by name. `peers` is what this replica hears by itself: nothing unless it leads."""
+    """Returns all members by name.
+
+    `peers` is what this replica hears by itself: nothing unless it leads; `listeners` are the peers that listen to it;
+    `drains` are all that are in force here.
+    """
+    drained: dict[str, list[DrainReport]] = {}
+    for drain in drains:
+        drained.setdefault(drain.cluster, []).append(drain)
     own = ClusterReport(
         name=settings.name,
         is_self=True,
@@ -82,41 +96,26 @@ def cluster_reports(
         heard=None,
         exports=len(snapshot.exports.keys() & snapshot.services.keys()),
         revoked=_why_revoked(snapshot, settings.name),
+        labels=labels_of(own_member(settings)),
+        drains=tuple(drained.get(settings.name, ())),
+        left=_left(snapshot, settings.name),
     )
     heard = {peer.peer: peer for peer in peers}
+    listening: dict[ClusterName, list[ListenerStatus]] = {}
+    for listener in listeners:
+        listening.setdefault(listener.peer, []).append(listener)
     counts = Counter(cluster for cluster, _ in snapshot.imports)
     others = [
-        _cluster_report(member, snapshot, counts[name], settings, heard.get(name))
+        msgspec.structs.replace(
+            _cluster_report(member, snapshot, counts[name], settings, heard.get(name)),
+            drains=tuple(drained.get(name, ())),
+            refuses=_refuses(listening.get(name, ())),
+            listens_since=min((one.since for one in listening.get(name, ())), default=None),
+        )
         for name, member in snapshot.members.items()
         if name != settings.name
     ]
     return tuple(sorted([own, *others], key=lambda report: report.name))
-
-
-def service_reports(snapshot: Snapshot, settings: ClusterSettings) -> tuple[ServiceReport, ...]:
-    """Returns all services that this cluster knows, by namespace and name."""
-    keys = snapshot.services.keys() | {key for _, key in snapshot.imports}
-    reports = []
-    for key in sorted(keys):
-        local = snapshot.services.get(key)
-        ports: dict[int, ServicePort] = {port.number: port for port in local.ports} if local else {}
-        places = _places(settings.name, snapshot.endpoints.get(key, ()), settings.region)
-        for (cluster, imported), exported in sorted(snapshot.imports.items()):
-            if imported == key:
-                member = snapshot.members.get(cluster)
-                ports = {port.number: port for port in exported.ports} | ports
-                places += _places(cluster, exported.endpoints, member.region if member else "")
-        reports.append(
-            ServiceReport(
-                namespace=key.namespace,
-                name=key.name,
-                ports=tuple(f"{number}/{port.protocol}" for number, port in sorted(ports.items())),
-                is_local=local is not None,
-                is_exported=local is not None and key in snapshot.exports,
-                places=tuple(places),
-            )
-        )
-    return tuple(reports)
 
 
 def proxy_report(proxy: ProxyStatus, settings: ClusterSettings, replica: str) -> ProxyReport:
@@ -257,7 +256,19 @@ def _cluster_report(
         problem=heard.problem if heard else "",
         rejected=tuple(f"{bad.resource}: {bad.message}" for bad in heard.rejections) if heard else (),
         revoked=_why_revoked(snapshot, member.name),
+        labels=labels_of(member),
+        left=_left(snapshot, member.name),
     )
+
+
+def _refuses(listeners: Sequence[ListenerStatus]) -> tuple[str, ...]:
+    said = {f"{resource}: {message}" for one in listeners for resource, message in one.rejections}
+    return tuple(sorted(said))
+
+
+def _left(snapshot: Snapshot, cluster: ClusterName) -> datetime | None:
+    departure = snapshot.departures.get(cluster)
+    return departure.at if departure else None
 
 
 def _why_revoked(snapshot: Snapshot, cluster: ClusterName) -> str:
@@ -274,11 +285,6 @@ def _later(one: datetime | None, other: datetime | None) -> datetime | None:
 
 def _gateways(addresses: Sequence[GatewayAddress]) -> tuple[str, ...]:
     return tuple(host_port(gateway.address, gateway.port) for gateway in addresses)
-
-
-def _places(cluster: ClusterName, endpoints: Sequence[Endpoint], default_region: str) -> list[PlaceReport]:
-    counts = Counter((one.locality.region or default_region, one.locality.zone) for one in endpoints)
-    return [PlaceReport(cluster, region, zone, count) for (region, zone), count in sorted(counts.items())]
 
 
 def _peers_by_state(snapshot: Snapshot, own: ClusterName) -> Mapping[str, int]:

@@ -91,6 +91,7 @@ class Offer:
         self._replica = replica
         self._exports: Mapping[ServiceKey, ExportedService] = {}
         self._unoffered: Mapping[ServiceKey, Unoffered] = {}
+        self._stamped: set[ServiceKey] = set()  # exported since this replica first saw them, unless etcd says otherwise
         self._offers: Mapping[str, Resource] = {}
         self._shares = Shares({}, {})
         self._resources: Mapping[TypeUrl, Mapping[str, Resource]] = {}
@@ -149,7 +150,7 @@ class Offer:
 
     def _take_up(self, snapshot: Snapshot, seen_at: datetime) -> None:
         """Makes the offers of a picture. What stays as it is stays the very same object, down to the mappings."""
-        before = self._exports
+        before = self._exports = self._as_published(self._exports)
         judged = {**before, **{key: one.exported for key, one in self._unoffered.items()}}
         found = exports.offered(snapshot, self._settings, before=judged, changed_at=seen_at)
         chosen, unoffered = {}, {}
@@ -166,6 +167,8 @@ class Offer:
                     log.error("service cannot be offered", extra={"service": str(key), "reason": reason})
             else:
                 chosen[key] = exported
+            if key not in before and snapshot.exports[key].created is None:
+                self._stamped.add(key)
             if key in unoffered and key in before:
                 chosen[key] = _still_true(before[key], exported)
         offers = {
@@ -196,6 +199,20 @@ class Offer:
             )
             await asyncio.sleep(_TRUST_QUIET.total_seconds())
             await self._keeper.news.wait_newer(seen)
+
+    def _as_published(self, offers: Mapping[ServiceKey, ExportedService]) -> Mapping[ServiceKey, ExportedService]:
+        """Returns the offers with the leader's word for since when we export what: replicas see that a moment apart."""
+        told = {}
+        for key in tuple(self._stamped):
+            record = self._replica.records.get(names.export_key(self._settings.name, key))
+            if record is not None:
+                self._stamped.discard(key)
+                with suppress(Malformed):
+                    told[key] = exports.decode_export(record).exported_at
+        changed = {key: at for key, at in told.items() if key in offers and offers[key].exported_at != at}
+        if not changed:
+            return offers
+        return {**offers, **{key: msgspec.structs.replace(offers[key], exported_at=at) for key, at in changed.items()}}
 
     def _published(self) -> Mapping[ServiceKey, ExportedService]:
         """Returns what the leader published before this process started: what is still so keeps its moment."""
