@@ -89,7 +89,7 @@ async def run_mesh(block: str, folder: Path, *, west_network: str = "two") -> As
                 starting = start_envoy(config, folder=folder, name=name.replace("/", "-"))
                 sidecars[name] = await stack.enter_async_context(starting)
                 if pod.account == "server":
-                    apps[name] = await stack.enter_async_context(_programs(name, pod.address))
+                    apps[name] = await stack.enter_async_context(run_programs(name, pod.address))
         gateways = []
         for gateway in west.settings.gateways:
             config = static_bootstrap(
@@ -141,7 +141,7 @@ async def run_app(name: str, address: str) -> AsyncIterator[App]:
 
 
 @asynccontextmanager
-async def _programs(name: str, address: str) -> AsyncIterator[App]:
+async def run_programs(name: str, address: str) -> AsyncIterator[App]:
     """Runs the programs of a pod: HTTP as a process of its own, the others in this one."""
 
     async def chat(connection: ServerConnection) -> None:
