@@ -53,8 +53,14 @@ async def drain(order: Order, tools: Tools) -> DrainOutcome:
         run.at_zero = run.tally
         end = await run.emptied(order.grace, order.abort_on, force=order.force)
         broken, is_empty = (end, False) if isinstance(end, Errors) else (None, end)
-    if not broken and not is_empty and order.sever:
+    if not broken and not is_empty and order.sever and not run.by_itself:
+        tools.tell(
+            f"warning: only {run.scope.cluster} itself ends what is open, and it is not reached: nothing is severed"
+        )
+    elif not broken and not is_empty and order.sever:
         tools.tell(f"The grace is over; severing what is open: {_open(run)}.")
+        if any(one.sever for one in run.drains()):
+            await run.lower(0)  # a drain severs once: what was opened since is cut by the next one
         await run.lower(0, sever=True)
         severed = True
         run.at_zero = run.tally

@@ -245,10 +245,14 @@ class Run:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _RESTORE
         no: dict[str, Silent] = {}
+        done: set[str] = set()  # their pictures may show for a moment what etcd holds no longer
         while True:
-            asked = [name for name, member in self.look.members.items() if any(self.asked(name, member))]
+            asked = [
+                name for name, member in self.look.members.items() if self.asked(name, member) and name not in done
+            ]
             told = {"cluster": self.scope.cluster, "service": self.scope.service}
             no = {one.cluster: one for one in await self.tools.mesh.undrain(self.look, asked, **told)}
+            done |= set(asked) - no.keys()
             await self.see()
             if not self.drains() or loop.time() >= deadline or any(not one.is_away for one in no.values()):
                 return tuple(no.values())

@@ -1,22 +1,15 @@
-"""`isthmus drain` and `undrain` as they are driven: whom they tell, what they count, when they end."""
-
-from collections.abc import Callable
-from datetime import timedelta
+"""`isthmus drain` as it is driven: whom it tells, what it counts, when it ends."""
 
 import msgspec
 import pytest
 
-from deploy.cli.drain_display import line_of, render_drain, render_undrain
-from deploy.cli.drain_driver import Order, drain, undrain
-from deploy.cli.drain_outcome import DrainOutcome, Reached, UndrainOutcome
-from deploy.cli.drain_run import Tools
+from deploy.cli.drain_display import line_of, render_drain
+from deploy.cli.drain_outcome import Reached
 from deploy.cli.draining import Scope, parse_abort_rule
-from deploy.cli.output import table
 from deploy.failures import CommandFailed
-from tests.support import virtual_time
-from tests.support.model_callers import CART, REDIS, ModelCallers, Stream, now
+from tests.support.drain_drive import Drive, text
+from tests.support.model_callers import CART, REDIS, ModelCallers, Stream
 
-WEST = Scope(cluster="west")
 RULE = parse_abort_rule("error-rate>1%")
 
 
@@ -24,46 +17,9 @@ class Interrupted(Exception):
     """Somebody pressed Ctrl-C."""
 
 
-class Drive:
-    """A mesh, and what was said while it was drained."""
-
-    def __init__(self, mesh: ModelCallers) -> None:
-        self.mesh = mesh
-        self.lines: list[str] = []
-        self.seen: list[Reached] = []
-        self.on_look: Callable[[Reached], None] = lambda _: None
-
-    def drain(self, scope: Scope = WEST, *, over: int = 10, grace: int = 30, **more: object) -> DrainOutcome:
-        order = Order(scope=scope, over=timedelta(seconds=over), grace=timedelta(seconds=grace), **more)  # type: ignore[arg-type]
-        return virtual_time.run(drain(order, self._tools()))
-
-    def undrain(self, scope: Scope = WEST, *, over: int = 0) -> UndrainOutcome:
-        return virtual_time.run(undrain(scope, timedelta(seconds=over), self._tools()))
-
-    @property
-    def said(self) -> str:
-        return "\n".join(self.lines)
-
-    def _tools(self) -> Tools:
-        def watch(_: str, found: Reached) -> None:
-            self.seen.append(found)
-            self.on_look(found)
-
-        self.mesh.rewind()
-        return Tools(mesh=self.mesh, clock=now, tell=self.lines.append, watch=watch)
-
-
 @pytest.fixture
 def drive() -> Drive:
     return Drive(ModelCallers("east", "south", "west"))
-
-
-def text(rendered: object) -> str:
-    assert isinstance(rendered, list)
-    columns = [
-        cell for one in rendered if isinstance(one, type(table([], []))) for c in one.columns for cell in c.cells
-    ]
-    return "\n".join([*(one for one in rendered if isinstance(one, str)), *map(str, columns)])
 
 
 def test_a_drain_tells_the_drained_member_and_ends_when_the_counters_show_nothing(drive: Drive) -> None:
@@ -122,6 +78,23 @@ def test_what_outlives_the_grace_is_severed_on_demand(drive: Drive) -> None:
     assert (done.is_done, done.severed) == (True, True)
     assert [order.sever for _, order in drive.mesh.told] == [False, True]
     assert f"1 from east to {CART}" in drive.said
+
+
+def test_what_was_opened_since_is_severed_by_the_next_run(drive: Drive) -> None:
+    drive.mesh.streams = [Stream("east")]
+    drive.drain(over=0, grace=2, sever=True)
+    drive.mesh.severed = False
+    drive.mesh.told.clear()
+    assert drive.drain(over=0, grace=2, sever=True).severed
+    assert [order.sever for _, order in drive.mesh.told] == [False, True]
+
+
+def test_nothing_is_severed_for_a_member_that_is_gone(drive: Drive) -> None:
+    drive.mesh.members["west"].is_reached = False
+    drive.mesh.streams = [Stream("east")]
+    left = drive.drain(over=0, grace=2, sever=True)
+    assert (left.is_done, left.severed) == (False, False)
+    assert "only west itself ends what is open" in drive.said
 
 
 def test_nothing_is_severed_that_ended_by_itself(drive: Drive) -> None:
@@ -320,62 +293,8 @@ def test_the_only_member_is_not_drained() -> None:
 def test_nobody_reached_is_an_error(drive: Drive) -> None:
     for one in drive.mesh.members.values():
         one.is_reached = False
-    for act in (drive.drain, drive.undrain):
-        with pytest.raises(CommandFailed, match="no control plane was reached: gone"):
-            act()
-
-
-def test_undrain_restores_at_once(drive: Drive) -> None:
-    drive.drain(over=0)
-    done = drive.undrain()
-    assert (done.is_done, done.was_drained) == (True, True)
-    assert {(one.cluster, one.weight) for one in done.weights} == {("east", 100), ("south", 100), ("west", 100)}
-    assert "full weight again in all members" in text(render_undrain(done))
-
-
-def test_undrain_climbs_step_by_step(drive: Drive) -> None:
-    drive.drain(Scope(cluster="west", clients=True), over=0)
-    drive.mesh.told.clear()
-    assert drive.undrain(over=4).is_done
-    assert [order.weight for _, order in drive.mesh.told] == [25, 50, 75]
-    assert all(order.clients for _, order in drive.mesh.told), "whose callers leave does not change on the way"
-
-
-def test_undrain_reaches_those_that_were_told_for_themselves(drive: Drive) -> None:
-    drive.mesh.members["west"].is_reached = False
-    drive.drain(over=0)
-    done = drive.undrain()
-    assert done.is_done, "the control plane of west has nothing to undo"
-    assert drive.mesh.undone == ["east", "south"]
-
-
-def test_undrain_says_when_the_one_that_was_asked_is_gone(drive: Drive) -> None:
-    drive.drain(over=0)
-    drive.mesh.members["west"].is_reached = False
-    left = drive.undrain()
-    assert not left.is_done
-    assert [one.cluster for one in left.not_reached] == ["west"]
-    assert "Not finished" in text(render_undrain(left))
-
-
-def test_undrain_names_who_refuses(drive: Drive) -> None:
-    drive.drain(over=0)
-    drive.mesh.members["west"].refuses = "no"
-    left = drive.undrain()
-    assert (left.is_done, [one.reason for one in left.refused]) == (False, ["no"])
-
-
-def test_undrain_of_one_service_leaves_the_others(drive: Drive) -> None:
-    drive.drain(Scope(cluster="west", service=CART), over=0)
-    nothing = drive.undrain()
-    assert (nothing.was_drained, nothing.still) == (False, (f"{CART} at 0 %",))
-    assert "not drained: there is nothing to undo" in text(render_undrain(nothing))
-    assert drive.undrain(Scope(cluster="west", service=CART)).is_done
-
-
-def test_undrain_of_what_nobody_knows_is_refused(drive: Drive) -> None:
-    with pytest.raises(CommandFailed, match="nobody here knows a cluster mars"):
-        drive.undrain(Scope(cluster="mars"))
+    with pytest.raises(CommandFailed, match="no control plane was reached: gone"):
+        drive.drain()
 
 
 def test_an_outcome_is_json_with_its_steps(drive: Drive) -> None:

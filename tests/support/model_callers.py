@@ -79,11 +79,15 @@ class ModelCallers:
         self.told: list[tuple[str, DrainOrder]] = []
         self.undone: list[str] = []
         self.severed = False
+        self.lag = 0  # looks that still show a drain that was ended
+        self._ended: list[DrainReport] = []
         self._counted_to = 0.0
 
     async def look(self) -> Look:
         self._count()
         found = {name: self._member(one) for name, one in self.members.items() if one.is_reached}
+        self.lag -= bool(self._ended)
+        self._ended = self._ended if self.lag > 0 else []
         silent = tuple(Silent(one.name, "gone", is_away=True) for one in self.members.values() if not one.is_reached)
         return Look(found, silent)
 
@@ -106,7 +110,8 @@ class ModelCallers:
         self._count()
         for name in asked:
             if not self._says_no(self.members[name]):
-                self.members[name].asked.pop((cluster, service), None)
+                ended = self.members[name].asked.pop((cluster, service), None)
+                self._ended = [ended] if ended and self.lag else []
                 self.undone.append(name)
         return tuple(no for name in asked if (no := self._says_no(self.members[name])))
 
@@ -186,5 +191,5 @@ class ModelCallers:
             visitors=one.visitors,
         )
         knows = tuple(cluster_report(name, is_self=name == one.name) for name in self.members)
-        drains = self.drains(one)
+        drains = (*self.drains(one), *self._ended)
         return Member(cluster=one.name, name=one.name, drains=drains, knows=knows, loads=(report,), unled=one.unled)
