@@ -22,19 +22,21 @@ class Drains:
     """The drains of one picture, made ready to be asked about every service of every member."""
 
     def __init__(self, snapshot: Snapshot, settings: ClusterSettings) -> None:
-        self._found: dict[tuple[ClusterName, ServiceKey | None], Drain] = {}
+        in_force: dict[tuple[ClusterName, ServiceKey | None], Drain] = {}
         for drain in _in_force(snapshot, settings):
             where = (drain.cluster, drain.service)
-            known = self._found.get(where)
-            self._found[where] = drain if known is None else min(drain, known, key=_strictness)
-        self.members = frozenset(cluster for cluster, _ in self._found)
+            known = in_force.get(where)
+            in_force[where] = drain if known is None else min(drain, known, key=_strictness)
+        self.in_force: Mapping[tuple[ClusterName, ServiceKey | None], Drain] = in_force
+        """The strictest drain of each member, and of each service of one."""
+        self.members = frozenset(cluster for cluster, _ in in_force)
         """The members that are drained, wholly or of a service."""
 
     def drain_of(self, member: ClusterName, key: ServiceKey) -> Drain | None:
         """Returns the strictest drain of a member's service; None when there is none."""
         if member not in self.members:
             return None
-        both = (self._found.get((member, None)), self._found.get((member, key)))
+        both = (self.in_force.get((member, None)), self.in_force.get((member, key)))
         return min((drain for drain in both if drain is not None), key=_strictness, default=None)
 
     def weight(self, member: ClusterName, key: ServiceKey) -> int:

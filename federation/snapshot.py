@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -31,6 +31,8 @@ from federation.model import (
 )
 from trust.bundle import Revocation
 from trust.spiffe import ClusterName, Namespace
+
+_K = TypeVar("_K")
 
 
 class Section(StrEnum):
@@ -142,6 +144,16 @@ def apply(snapshot: Snapshot, changes: Sequence[Change | Replace]) -> Snapshot:
     return msgspec.structs.replace(following, endpoints=endpoints, revoked=revoked)
 
 
+def differing(before: Mapping[_K, Any], after: Mapping[_K, Any]) -> list[_K]:
+    """Returns the keys whose values are not the same object; of two pictures in a row, equal values are."""
+    if before is after:
+        return []
+    found = [key for key, value in after.items() if before.get(key) is not value]
+    if found or len(before) != len(after):
+        found += [key for key in before if key not in after]
+    return found
+
+
 def selects(service: Service, pod: Pod) -> bool:
     """Says whether the service's selector matches the pod; an empty selector matches nothing (Kubernetes)."""
     return (
@@ -172,8 +184,8 @@ def _keep_equal(before: Mapping[Any, Any], after: dict[Any, Any]) -> Mapping[Any
 def _derive_endpoints(before: Snapshot, after: Snapshot) -> Mapping[ServiceKey, tuple[Endpoint, ...]]:
     if before.services is after.services and before.pods is after.pods:
         return after.endpoints
-    touched = set(_differing(before.services, after.services))
-    for pod_key in _differing(before.pods, after.pods):
+    touched = set(differing(before.services, after.services))
+    for pod_key in differing(before.pods, after.pods):
         pods = [snapshot.pods[pod_key] for snapshot in (before, after) if pod_key in snapshot.pods]
         touched.update(key for key, service in after.services.items() if any(selects(service, pod) for pod in pods))
     endpoints = {key: value for key, value in before.endpoints.items() if key not in touched}
@@ -203,12 +215,6 @@ def _derive_revoked(before: Snapshot, after: Snapshot) -> tuple[Revocation, ...]
         # That a cluster as a whole is not to be believed is for the others: it goes on alone.
         by_subject.pop(trust.cluster, None)
     return tuple(by_subject[subject] for subject in sorted(by_subject))
-
-
-def _differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[Any]:
-    if before is after:
-        return []
-    return [key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)]
 
 
 def _pods_by_namespace(pods: Iterable[Pod], wanted: set[Namespace]) -> dict[Namespace, list[Pod]]:

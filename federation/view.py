@@ -5,8 +5,9 @@ each endpoint stands (`placement`). `isthmus simulate` and `isthmus explain` are
 proxies are configured by.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,10 +27,11 @@ from federation.model import (
 from federation.names import clusterset_host, local_host
 from federation.offers import Offer, Offers, Path
 from federation.placement import PlacedEndpoint, place
-from federation.snapshot import VOUCHED_KEY, Snapshot, resolve_target, selects
+from federation.snapshot import EMPTY, VOUCHED_KEY, Snapshot, differing, resolve_target, selects
 from trust.spiffe import ClusterName, MeshDomain
 
 _NO_POLICY = ServicePolicy()
+_REMEMBERED = 16  # pictures: proxies of different audiences may wake at different ones
 
 
 class ResolvedService(msgspec.Struct, frozen=True):
@@ -76,24 +78,91 @@ class InboundPort(msgspec.Struct, frozen=True, order=True):
     is_exported: bool
 
 
+class _Place(msgspec.Struct, frozen=True):
+    """What one service key stands for: its names, and the members whose gateways lead to it."""
+
+    services: tuple[ResolvedService, ...]
+    tunnels: tuple[ClusterName, ...]
+
+
+class _Made(NamedTuple):
+    """A view of a picture, the services it was made of, and what all of them depend on."""
+
+    snapshot: Snapshot
+    turn: int
+    view: MeshView
+    places: Mapping[ServiceKey, _Place]
+    depends: tuple[object, ...]
+
+
 def resolve(snapshot: Snapshot, settings: ClusterSettings, audience: Audience) -> MeshView:
     """Places all services of the picture for one audience.
 
     A service of this cluster has its local name; a service that any member exports, this one too, has the mesh-wide
     name and the endpoints of those who export it (KEP-1645). Local names lead to this cluster, whatever is drained.
     """
-    offers, drains = Offers(snapshot, settings, audience.network), Drains(snapshot, settings)
-    services = [_local(offers.local(key), key, audience) for key in snapshot.services]
-    tunnels: set[ClusterName] = set()
-    for key, of_members in offers.all().items():
-        services.extend(_mesh_wide(snapshot, key, of_members, audience, drains=drains))
-        tunnels.update(offer.cluster for offer in of_members if offer.reach.path is Path.TUNNEL)
-    return MeshView(
-        domain=settings.domain,
-        audience=audience,
-        services=tuple(sorted(services, key=lambda service: (service.host, service.ports))),
-        peers=tuple(ResolvedPeer(name, offers.reached[name].gateways) for name in sorted(tunnels)),
-    )
+    return Views(settings).resolve(snapshot, audience)
+
+
+class Views:
+    """What `resolve` returns, made from what it returned for an earlier picture: only services that changed are placed.
+
+    Used from one event loop. Audiences of which the last pictures were not asked for are forgotten.
+    """
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self._settings = settings
+        self._snapshot = EMPTY
+        self._turn = 0
+        self._made: dict[Audience, _Made] = {}
+        self._changed: list[tuple[Snapshot, frozenset[ServiceKey]]] = []
+
+    def resolve(self, snapshot: Snapshot, audience: Audience) -> MeshView:
+        """Places all services of the picture for one audience; see `resolve`."""
+        if snapshot is not self._snapshot:
+            self._snapshot, self._turn, self._changed = snapshot, self._turn + 1, []
+            self._made = {of: made for of, made in self._made.items() if self._turn - made.turn <= _REMEMBERED}
+        made = self._made.get(audience)
+        if made is None or made.snapshot is not snapshot:
+            made = self._made[audience] = self._make(audience, made)
+        return made.view
+
+    def _changed_since(self, before: Snapshot) -> frozenset[ServiceKey]:
+        for earlier, changed in self._changed:
+            if earlier is before:
+                return changed
+        changed = _changed(before, self._snapshot)
+        self._changed.append((before, changed))
+        return changed
+
+    def _make(self, audience: Audience, before: "_Made | None") -> "_Made":
+        snapshot = self._snapshot
+        offers, drains = Offers(snapshot, self._settings, audience.network), Drains(snapshot, self._settings)
+        depends = (offers.reached, snapshot.revoked, snapshot.silences, drains.in_force)
+        places: dict[ServiceKey, _Place] = {}
+        exporters: Mapping[ServiceKey, Sequence[Offer]]
+        if before is not None and before.depends == depends:
+            changed = self._changed_since(before.snapshot)
+            places.update((key, place) for key, place in before.places.items() if key not in changed)
+            exporters = {key: offers.of(key) for key in changed}
+        else:
+            exporters = offers.all()
+        for key in exporters.keys() | (snapshot.services.keys() - places.keys()):
+            exporting = exporters.get(key, ())
+            services = [_local(offers.local(key), key, audience)] if key in snapshot.services else []
+            services.extend(_mesh_wide(snapshot, key, exporting, audience, drains=drains))
+            tunnels = tuple(offer.cluster for offer in exporting if offer.reach.path is Path.TUNNEL)
+            if services or tunnels:
+                places[key] = _Place(tuple(services), tunnels)
+        found = (service for place in places.values() for service in place.services)
+        tunnels_to = {name for place in places.values() for name in place.tunnels}
+        view = MeshView(
+            domain=self._settings.domain,
+            audience=audience,
+            services=tuple(sorted(found, key=lambda service: (service.host, service.ports))),
+            peers=tuple(ResolvedPeer(name, offers.reached[name].gateways) for name in sorted(tunnels_to)),
+        )
+        return _Made(snapshot, self._turn, view, places, depends)
 
 
 def inbound_ports(snapshot: Snapshot, pod: Pod) -> tuple[InboundPort, ...]:
@@ -107,6 +176,22 @@ def inbound_ports(snapshot: Snapshot, pod: Pod) -> tuple[InboundPort, ...]:
                     is_exported = service.key in snapshot.exports
                     found.append(InboundPort(service.key, port.number, port.protocol, target, is_exported))
     return tuple(sorted(found))
+
+
+def _changed(before: Snapshot, after: Snapshot) -> frozenset[ServiceKey]:
+    """Returns the services of which something changed that is theirs alone."""
+    sections: tuple[tuple[Mapping[ServiceKey, Any], Mapping[ServiceKey, Any]], ...] = (
+        (before.services, after.services),
+        (before.endpoints, after.endpoints),
+        (before.exports, after.exports),
+        (before.published, after.published),
+        (before.policies, after.policies),
+    )
+    found = {key for one, other in sections for key in differing(one, other)}
+    found.update(key for _, key in differing(before.imports, after.imports))
+    if before.vouched != after.vouched:
+        found.update(key for key, policy in after.policies.items() if policy.when_stale is WhenStale.DROP)
+    return frozenset(found)
 
 
 def _local(offer: Offer, key: ServiceKey, audience: Audience) -> ResolvedService:

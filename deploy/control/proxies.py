@@ -17,7 +17,7 @@ from federation.peering.visibility import audiences
 from federation.revoked import tunnel_callers
 from federation.severing import Epochs, epochs
 from federation.snapshot import Snapshot
-from federation.view import InboundPort, inbound_ports, resolve
+from federation.view import InboundPort, Views, inbound_ports
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
 from gateway.eastwest import compile_gateway
 from sidecar.inbound import compile_inbound, compile_rules
@@ -38,6 +38,7 @@ class Compiler:
         self._settings = settings
         self._control_addresses = tuple(control_addresses)
         self._revision = -1
+        self._views = Views(settings)
         self._outbound: dict[Audience, ResourceSet] = {}
         self._offered: Mapping[ServiceKey, ExportedService] = {}
         self._inbound: dict[Pod, tuple[ProxyScope, tuple[InboundPort, ...], ResourceSet]] = {}
@@ -91,7 +92,7 @@ class Compiler:
 
     def _outbound_of(self, snapshot: Snapshot, audience: Audience) -> ResourceSet:
         if audience not in self._outbound:
-            self._outbound[audience] = compile_outbound(resolve(snapshot, self._settings, audience))
+            self._outbound[audience] = compile_outbound(self._views.resolve(snapshot, audience))
         return self._outbound[audience]
 
     def _own_of(self, snapshot: Snapshot, scope: ProxyScope) -> tuple[ResourceSet, ResourceSet]:

@@ -34,7 +34,8 @@ from federation.model import (
 )
 from federation.offers import Path
 from federation.snapshot import EMPTY, VOUCHED_KEY, Change, Replace, Section, Snapshot, apply
-from federation.view import InboundPort, ResolvedService, inbound_ports, resolve
+from federation.view import InboundPort, ResolvedService, Views, inbound_ports, resolve
+from trust.bundle import make_revocation
 from trust.spiffe import ClusterName, MeshDomain, Namespace, ServiceAccount
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -308,3 +309,45 @@ def test_a_port_that_members_define_differently_leads_to_the_oldest_export() -> 
     assert by_host(younger)[HOST].ports == (grpc,)
     older = apply(three(), [*changes, Change(Section.PUBLISHED, CART, NOW - timedelta(days=1))])
     assert set(members_of(older)) == {"east", "south"}
+
+
+def anything(draw: st.DrawFn) -> Change:
+    """Returns some change of some section that a view depends on."""
+    name = draw(st.sampled_from([WEST, SOUTH]))
+    key = draw(st.sampled_from([CART, OTHER]))
+    drop = ServicePolicy(when_stale=WhenStale.DROP, drop_after=timedelta(seconds=30))
+    state = draw(st.sampled_from(list(Liveness)))
+    ports = draw(st.sampled_from([(HTTP,), (ServicePort(80, Protocol.GRPC),), (HTTP, ServicePort(81, Protocol.TCP))]))
+    offer = msgspec.structs.replace(exported(name, ports=ports), key=key)
+    found: tuple[Section, object, object] = draw(
+        st.sampled_from(
+            [
+                (Section.SERVICES, key, Service(key, ports, (("app", "cart"),))),
+                (Section.EXPORTS, key, ServiceExport(key)),
+                (Section.PUBLISHED, key, NOW),
+                (Section.PODS, PodKey(SHOP, "near"), pod("near", "b")),
+                (Section.MEMBERS, name, member(name, "us", "one", network=draw(st.sampled_from(["", "east"])))),
+                (Section.IMPORTS, (name, key), offer),
+                (Section.FRESHNESS, name, Freshness(state, NOW, NOW)),
+                (Section.DEPARTURES, name, Departure(name, NOW)),
+                (Section.DRAINS, (name, None), Drain(name, draw(st.sampled_from([0, 50])), NOW)),
+                (Section.POLICIES, key, draw(st.sampled_from([drop, ServicePolicy(weights=((WEST, 1),))]))),
+                (Section.SILENCES, name, timedelta(seconds=30)),
+                (Section.VOUCHED, VOUCHED_KEY, draw(st.integers(1, 3))),
+                (Section.REVOCATIONS, "shop/cart", make_revocation("shop/cart", at=NOW)),
+            ]
+        )
+    )
+    section, at, value = found
+    return Change(section, at, None if draw(st.booleans()) else value)
+
+
+@given(st.data())
+def test_a_view_made_from_the_one_before_is_the_view_made_anew(data: st.DataObject) -> None:
+    views, snapshot = Views(SETTINGS), three()
+    elsewhere = msgspec.structs.replace(HERE, network=NetworkName("west"))
+    for changes in data.draw(st.lists(st.lists(st.composite(anything)(), max_size=3), max_size=6)):
+        snapshot = apply(snapshot, changes)
+        for audience in (HERE, elsewhere):
+            if data.draw(st.booleans()):
+                assert views.resolve(snapshot, audience) == resolve(snapshot, SETTINGS, audience)
