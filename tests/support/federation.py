@@ -30,10 +30,12 @@ from federation.model import (
     ServicePort,
 )
 from federation.peering import exports
+from federation.peering.farewells import Farewells
 from federation.peering.offer import Offer
 from federation.peering.peers import Peers, PeerStatus
 from federation.peering.publisher import Publisher
 from federation.peering.replica import ORIGIN, Replica
+from federation.peering.silences import Silences
 from federation.snapshot import Change, Section, Snapshot
 from federation.store import MeshStore
 from federation.xds.server import SERVER_OPTIONS
@@ -85,6 +87,7 @@ class ControlUnderTest:
         self.offer = Offer(settings, self.keeper, store=self.store, etcd=client, replica=self.replica)
         self.publisher = Publisher(self.keeper, store=self.store, etcd=client, replica=self.replica, offer=self.offer)
         self.peers = Peers(settings, self.keeper, store=self.store, etcd=client, replica=self.replica)
+        self.farewells = Farewells(store=self.store, etcd=client, replica=self.replica, own=settings.name)
 
     @property
     def member(self) -> MemberCluster:
@@ -115,12 +118,14 @@ class ControlUnderTest:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.replica.run(self.client))
             tasks.create_task(self.offer.run())
+            tasks.create_task(Silences(self.store).run())
             tasks.create_task(Election(self.client, f"{self.name}-control-1").run(self._lead))
 
     async def _lead(self, leadership: Leadership) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.publisher.run(leadership))
             tasks.create_task(self.peers.run(leadership))
+            tasks.create_task(self.farewells.run(leadership))
 
 
 class ClusterUnderTest:
@@ -129,6 +134,8 @@ class ClusterUnderTest:
     def __init__(self, issuer: Issuer, etcd: Etcd, *, relay: Relay, address: str) -> None:
         self.issuer = issuer
         self.etcd = etcd
+        self.etcd_urls = (etcd.url,)
+        """How control planes reach etcd: to be replaced by a way that can be disturbed."""
         self.relay = relay
         self.address = address
         self.gateway = GatewayAddress(relay.address, relay.port)
@@ -145,7 +152,7 @@ class ClusterUnderTest:
             region="eu",
             gateways=(self.gateway,),
         )
-        async with EtcdClient((self.etcd.url,)) as client:
+        async with EtcdClient(self.etcd_urls) as client:
             told = msgspec.structs.replace(fixed, **settings)
             control = ControlUnderTest(self.issuer, client, told, documents=documents)
             if changes:
@@ -180,12 +187,14 @@ async def serve(
 
 
 @asynccontextmanager
-async def start_cluster(folder: Path, issuer: Issuer) -> AsyncIterator[ClusterUnderTest]:
+async def start_cluster(
+    folder: Path, issuer: Issuer, *, etcd_arguments: Sequence[str] = ()
+) -> AsyncIterator[ClusterUnderTest]:
     """Starts all of a cluster but its control plane. The gateway is a relay to where the control plane will be."""
     (folder / issuer.cluster).mkdir()
     address = f"127.107.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
     async with (
-        start_etcd(folder / issuer.cluster) as etcd,
+        start_etcd(folder / issuer.cluster, arguments=etcd_arguments) as etcd,
         start_relay((address, FEDERATION_PORT), port=GATEWAY_PORT) as relay,
     ):
         yield ClusterUnderTest(issuer, etcd, relay=relay, address=address)
