@@ -9,6 +9,7 @@
     decides         exports (what is offered, and what is believed) P - freshness (live, stale or gone) P
                     membership (is there such a member, is it revoked) P - allowance (how much a peer may have kept) P
                     visibility (which members get to know an export) P
+                    farewells (who leaves, and comes back)
     by the clock    silences (how long each silent member has been silent, in every replica)
     wakes           news (something happened that you have not seen)
 

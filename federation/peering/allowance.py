@@ -1,4 +1,4 @@
-"""How much one peer may have kept here: a bound on what a member in the wrong hands can cost the others. Pure.
+"""How much of one peer is kept here, and how often: what a member in the wrong hands can cost the others. Pure.
 
 All that is kept is compiled for every sidecar, so it is counted as what it costs there, and as what it costs in etcd.
 """
@@ -15,6 +15,12 @@ MOST_HOSTS = 200_000
 """Ports times endpoints, of all exports of a peer: each is a host in every sidecar, some 2 KiB."""
 MOST_BYTES = 64 * 1024 * 1024
 """Of all records of a peer. etcd keeps 2 GiB unless told otherwise."""
+
+
+MOST_PER_SECOND = 20
+"""Responses of a peer that bring exports, in the long run."""
+MOST_AT_ONCE = 20
+"""Of these, after a quiet time: the first that a peer says is not to wait."""
 
 
 class Weight(NamedTuple):
@@ -39,6 +45,22 @@ def weigh(exported: ExportedService | None, *, size: int) -> Weight:
     if exported is None:
         return Weight(1, size=size)
     return Weight(1, len(exported.ports), len(exported.ports) * len(exported.endpoints), size)
+
+
+class Pace:
+    """How often responses of one peer are kept: as many as come, up to a limit, then evenly.
+
+    Each costs a write to etcd and a new picture for all proxies. Who changes things faster has them joined at its own
+    end, since it may not send another response before the last was answered.
+    """
+
+    def __init__(self) -> None:
+        self._next_at = 0.0
+
+    def wait(self, at: float) -> float:
+        """Counts a response that came `at` a time of a clock that nobody sets; returns the seconds to wait with it."""
+        self._next_at = max(self._next_at, at - MOST_AT_ONCE / MOST_PER_SECOND) + 1 / MOST_PER_SECOND
+        return max(0.0, self._next_at - at)
 
 
 class Allowance:

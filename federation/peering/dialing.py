@@ -24,8 +24,8 @@ from trust.certificates import CertificateRefused, load_certificate, spiffe_iden
 from trust.issuance import X509Svid
 from trust.spiffe import ClusterName, MeshDomain, control_dns_name, control_identity, spiffe_id
 
-LARGEST_RESPONSE = 256 * 1024 * 1024
-"""Bytes: a first response holds all that a peer offers; 100,000 endpoints are some 20 MB. gRPC's own limit is 4 MB."""
+LARGEST_RESPONSE = 16 * 1024 * 1024
+"""Bytes. What a peer offers comes in portions of a megabyte, or one record; gRPC refuses more before it is read."""
 
 _CONNECT_LIMIT = timedelta(seconds=5)
 _CLOSE_LIMIT = timedelta(seconds=1)

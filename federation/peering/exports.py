@@ -51,6 +51,7 @@ _DRAIN_WEIGHTS = range(100)
 _LONGEST_WORD = 253  # characters, of a name or a place
 _LONGEST_LABEL = 317  # characters; a Kubernetes label's key is a DNS name, a slash and 63 more
 _LONGEST_CERTIFICATE = 16384  # characters of PEM, as in a grant
+_LONGEST_TOLD = 300  # characters of what is shown of a peer's words
 _MOST_LABELS = 64  # of a member
 _MOST_PLACES = 64  # zones, and gateways, of one member, as in a grant
 _T = TypeVar("_T")
@@ -243,6 +244,12 @@ def learn(known: MemberCluster | None, said: MemberCluster) -> MemberCluster | N
     if known is not None and not known.introduced_by and said.introduced_by:
         return None
     return None if known == said else said
+
+
+def short_line(text: str) -> str:
+    """Returns what a peer said as one short line: it ends in logs and terminals."""
+    short = text if len(text) <= _LONGEST_TOLD else text[:_LONGEST_TOLD] + "..."
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in short)
 
 
 def may_pass_on(members: Iterable[MemberCluster]) -> tuple[MemberCluster, ...]:

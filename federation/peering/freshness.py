@@ -15,8 +15,8 @@ from federation.model import Freshness, Liveness, Thresholds
 
 BEAT_PERIOD = timedelta(seconds=1)
 """How often a cluster tells its peers that it lives."""
-LONGEST_SILENCE = timedelta(seconds=4)
-"""Of a stream, before it is made anew: three lost beats and a second of delay."""
+LONGEST_SILENCE = timedelta(seconds=3)
+"""Of a stream, before it is made anew, through another gateway: two lost beats, and not yet a stale peer."""
 SHORTEST_STALE = 2 * BEAT_PERIOD
 """Least of `stale_after`: with less, one beat that is late would count as silence."""
 TELL_EVERY = timedelta(seconds=5)

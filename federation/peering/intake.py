@@ -21,6 +21,7 @@ from federation.model import ClusterSettings
 from federation.peering import exports, trust_records
 from federation.peering.allowance import Allowance, weigh
 from federation.peering.exports import Malformed
+from federation.peering.farewells import take_word
 from federation.peering.membership import check_membership
 from federation.peering.records import keep_member, write_records
 from federation.peering.replica import Replica
@@ -159,8 +160,16 @@ class Intake:
             except (Malformed, CertificateRefused) as error:
                 refused[resource.name] = str(error)
                 continue
-            is_other = said.name != self._settings.name
-            if is_other and await keep_member(self._etcd, said, guard=self._leadership.guard):
+            if said.name == self._settings.name:
+                continue
+            guard = self._leadership.guard
+            if not said.introduced_by:
+                is_news = await take_word(self._etcd, said, guard=guard)
+            else:
+                # Who has left is not brought back by what others have heard of it, nor sent away.
+                is_gone = said.has_left or said.name in self._store.snapshot.departures
+                is_news = not is_gone and await keep_member(self._etcd, said, guard=guard)
+            if is_news:
                 log.info("member learnt", extra={"member": said.name, "said_by": self._peer})
         # Removals are not heeded: nobody takes a member out of the mesh by forgetting it.
         return refused

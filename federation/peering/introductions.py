@@ -10,8 +10,8 @@ from datetime import timedelta
 
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
 from federation.model import MemberCluster
+from federation.peering.farewells import take_word
 from federation.peering.news import News
-from federation.peering.records import keep_member
 from trust.spiffe import ClusterName
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Introductions:
 
     async def _write(self) -> None:
         for name, member in list(self._said.items()):
-            if await keep_member(self._etcd, member):
+            if await take_word(self._etcd, member):
                 log.info("member introduced itself", extra={"member": name})
             if self._said.get(name) is member:
                 del self._said[name]

@@ -32,6 +32,10 @@ _MOST_WAITING = 8
 """Responses not kept yet. A peer sends one of a type and waits for the answer: more is no peer of ours. Together they
 have no more bytes than one response may have."""
 
+NOT_UNDERSTOOD = "not understood: "
+"""Begins the reason of an end that is the peer's fault."""
+_TOO_LARGE = "larger than max"  # in what gRPC says of a message that it did not read
+
 _UNSAID = "Internal error from Core"
 """What grpc.aio says, instead of the real status, when something was written to a stream that had just ended."""
 
@@ -106,6 +110,8 @@ class _Session:
             except TimeoutError:
                 return f"silent for {LONGEST_SILENCE.total_seconds():g} s"
             except grpc.aio.AioRpcError as error:
+                if _TOO_LARGE in (error.details() or ""):
+                    return f"{NOT_UNDERSTOOD}a response of more than {LARGEST_RESPONSE} bytes"
                 return _say(error.code(), error.details())
             if not isinstance(response, DeltaDiscoveryResponse):
                 return f"ended by the peer: {await self._status()}"
@@ -117,20 +123,20 @@ class _Session:
             try:
                 received = self._client.receive(response)
                 if any(len(resource.version) > LONGEST_VERSION for resource in received.upserts):
-                    return f"not understood: a version of more than {LONGEST_VERSION} characters"
+                    return f"{NOT_UNDERSTOOD}a version of more than {LONGEST_VERSION} characters"
                 if received.type_url is TypeUrl.BEAT:
                     self._outgoing.put_nowait(self._client.acknowledge(received))
                     if len(self._client.held[TypeUrl.BEAT]) > 1:
-                        return "not understood: the beat of more than one cluster"
+                        return f"{NOT_UNDERSTOOD}the beat of more than one cluster"
                 else:
                     self._incoming.put_nowait(received)
                     self._waiting_bytes += _size(received)
                     if self._waiting_bytes > LARGEST_RESPONSE:
-                        return "the peer sends without waiting for answers"
+                        return f"{NOT_UNDERSTOOD}it sends without waiting for answers"
             except InvalidResponse as error:
-                return f"not understood: {error}"
+                return f"{NOT_UNDERSTOOD}{error}"
             except asyncio.QueueFull:
-                return "the peer sends without waiting for answers"
+                return f"{NOT_UNDERSTOOD}it sends without waiting for answers"
 
     async def keep_all(self) -> str:
         while True:

@@ -8,7 +8,7 @@ does not know it does not ask for.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -20,8 +20,9 @@ from federation import names
 from federation.etcd import EtcdClient
 from federation.model import ClusterSettings, ExportedService, MemberCluster, NetworkName, ServiceKey
 from federation.peering import exports, trust_records
-from federation.peering.exports import Beat, Malformed
+from federation.peering.exports import Beat, Malformed, short_line
 from federation.peering.freshness import BEAT_PERIOD
+from federation.peering.intake import KINDS
 from federation.peering.introductions import Introductions
 from federation.peering.membership import why_revoked
 from federation.peering.news import News, pass_on
@@ -50,6 +51,8 @@ FEDERATION_SERVICE = "isthmus.federation.v1.Federation"
 FEDERATION_METHOD = "DeltaResources"
 INTRODUCTION = "member"
 """Key of the node's metadata under which a peer introduces itself: its member record, as JSON text."""
+REFUSAL = "refusal"
+"""Key of the node's metadata under which a peer says why it ended the stream before this one: text."""
 
 
 _HOLD = timedelta(seconds=3)
@@ -68,6 +71,14 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     peer: ClusterName
     since: datetime
     rejections: tuple[tuple[str, str], ...] = ()
+
+
+class _Listener(msgspec.Struct, frozen=True):
+    """A peer on a stream. `refusal` is why it ended the one before."""
+
+    peer: ClusterName
+    since: datetime
+    refusal: str
 
 
 class Unoffered(msgspec.Struct, frozen=True):
@@ -96,7 +107,7 @@ class Offer:
         self._shares = Shares({}, {})
         self._resources: Mapping[TypeUrl, Mapping[str, Resource]] = {}
         self._introductions = Introductions(etcd)
-        self._listeners: dict[DeltaStream, tuple[ClusterName, datetime]] = {}
+        self._listeners: dict[DeltaStream, _Listener] = {}
         self._resources_news = News()
         self.news = News()
 
@@ -118,8 +129,8 @@ class Offer:
     def listeners(self) -> tuple[ListenerStatus, ...]:
         """The peers on this replica's federation streams now, by name."""
         found = [
-            ListenerStatus(peer, since, tuple((each.name, each.message) for each in stream.rejections.values()))
-            for stream, (peer, since) in self._listeners.items()
+            ListenerStatus(listener.peer, listener.since, tuple(sorted(_refused(stream, listener.refusal))))
+            for stream, listener in self._listeners.items()
         ]
         return tuple(sorted(found, key=lambda status: (status.peer, status.since)))
 
@@ -152,7 +163,8 @@ class Offer:
         """Makes the offers of a picture. What stays as it is stays the very same object, down to the mappings."""
         before = self._exports = self._as_published(self._exports)
         judged = {**before, **{key: one.exported for key, one in self._unoffered.items()}}
-        found = exports.offered(snapshot, self._settings, before=judged, changed_at=seen_at)
+        has_left = self._settings.name in snapshot.departures
+        found = {} if has_left else exports.offered(snapshot, self._settings, before=judged, changed_at=seen_at)
         chosen, unoffered = {}, {}
         for key, exported in found.items():
             known = self._unoffered.get(key)
@@ -237,7 +249,8 @@ class Offer:
 
     def _known_members(self, snapshot: Snapshot) -> Mapping[str, Resource]:
         own = self._keeper.own_member()
-        others = [member for member in snapshot.members.values() if member.name != own.name]
+        # One that has left says farewell, to whoever asks and as long as it runs, and speaks for nobody else.
+        others = [] if own.has_left else [member for member in snapshot.members.values() if member.name != own.name]
         return {member.name: exports.member_resource(member) for member in (own, *exports.may_pass_on(others))}
 
     async def _beat(self) -> None:
@@ -260,7 +273,12 @@ class Offer:
         self._introduce(peer, first.node)
         await self._hold(peer)
         stream = DeltaStream(Order.NONE)
-        self._listeners[stream] = (peer, datetime.now(UTC))
+        refusal = (
+            short_line(first.node.metadata.fields[REFUSAL].string_value)
+            if REFUSAL in first.node.metadata.fields
+            else ""
+        )
+        self._listeners[stream] = _Listener(peer, datetime.now(UTC), refusal)
         log.info("peer listens", extra={"peer": peer})
         try:
             await serve_stream(context, first, stream=stream, feed=self._feed(peer))
@@ -338,6 +356,16 @@ def peer_of(certificate_pem: bytes, domain: MeshDomain) -> ClusterName:
     if identity != control_identity(identity.cluster):
         raise NotAPeer(f"{spiffe_id(identity, domain)} is no control plane")
     return identity.cluster
+
+
+def _refused(stream: DeltaStream, refusal: str) -> Iterator[tuple[str, str]]:
+    """Yields what a peer refuses, as (resource, message). What it says of several at once is divided among them."""
+    if refusal and not stream.acknowledged.get(TypeUrl.EXPORT):
+        yield "Stream", refusal
+    for each in stream.rejections.values():
+        kind = KINDS.get(each.type_url, each.type_url.rpartition(".")[2])
+        _, is_named, rest = each.message.partition(f"{each.name}: ")
+        yield f"{kind} {each.name}", short_line(rest.partition("; ")[0] if is_named else each.message)
 
 
 def _why_not_taken(exported: ExportedService) -> str:

@@ -19,20 +19,23 @@ from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
 from federation.etcd.election import Leadership
 from federation.model import ClusterSettings, Freshness, GatewayAddress, Liveness
 from federation.peering import exports
+from federation.peering.allowance import Pace
 from federation.peering.diagnosis import diagnose
 from federation.peering.dialing import PeerUnavailable, open_channel
+from federation.peering.exports import short_line
 from federation.peering.freshness import LOOK_EVERY, Silence, is_worth_telling, judge
 from federation.peering.intake import KINDS, Intake
-from federation.peering.listening import listen
+from federation.peering.listening import NOT_UNDERSTOOD, listen
 from federation.peering.membership import REVOKED, why_revoked
 from federation.peering.news import News, pass_on
-from federation.peering.offer import INTRODUCTION
+from federation.peering.offer import INTRODUCTION, REFUSAL
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper, issuer_of, own_issuer, spread
 from federation.snapshot import Snapshot
 from federation.staleness import spans_that_matter
 from federation.store import MeshStore
 from federation.xds.client import Received
+from federation.xds.resources import TypeUrl
 from trust.issuance import IssuanceRefused
 from trust.spiffe import ClusterName
 
@@ -40,9 +43,10 @@ log = logging.getLogger(__name__)
 
 _FIRST_BACK_OFF = timedelta(milliseconds=100)
 _MAX_BACK_OFF = timedelta(seconds=2)
+_STREAM = "Stream"
+"""Stands among the rejections for all that a peer said on a stream, when it could not be understood."""
 _MOST_REJECTIONS = 32
 """Of one peer, shown and told to it: a hostile one could invent names without end."""
-_LONGEST_TOLD = 300  # characters of what is shown of a refusal
 _DENIED = "permission denied: "
 _SAYS_REVOKED = _DENIED + REVOKED
 _SHORTEST_LIFE = timedelta(seconds=30)
@@ -85,6 +89,7 @@ class _Hearing:
     problem: str = ""
     rejections: dict[str, PeerRejection] = field(default_factory=dict)
     news: News = field(default_factory=News)
+    pace: Pace = field(default_factory=Pace)
 
 
 class Peers:
@@ -170,7 +175,8 @@ class Peers:
             else:
                 hearing.problem = "no gateway of it is known"
             attempts += 1
-            failures = failures + 1 if hearing.heard == heard_before else 0
+            is_in_vain = hearing.heard == heard_before or _STREAM in hearing.rejections
+            failures = failures + 1 if is_in_vain else 0
             await asyncio.sleep(_back_off(failures).total_seconds())
 
     def _gateways(self, peer: ClusterName) -> tuple[GatewayAddress, ...]:
@@ -204,6 +210,8 @@ class Peers:
             return str(error)
 
         async def keep(received: Received) -> str:
+            if received.type_url is TypeUrl.EXPORT:
+                await asyncio.sleep(hearing.pace.wait(_now().total_seconds()))
             return self._note_refused(peer, received, hearing, await intake.keep(received))
 
         async def ends() -> str:
@@ -215,12 +223,16 @@ class Peers:
             async with open_channel(
                 hearing.gateway, peer=peer, domain=self._settings.domain, svid=svid, trust_bundle=bundle
             ) as channel:
-                problem = await listen(channel, node=self._node(), held=held, on_sign=heard, keep=keep, ends=ends)
+                problem = await listen(
+                    channel, node=self._node(hearing), held=held, on_sign=heard, keep=keep, ends=ends
+                )
         except PeerUnavailable as error:
             why = await diagnose(hearing.gateway, peer, domain=self._settings.domain, trust_bundle=bundle)
             return why or str(error)
+        if problem.startswith(NOT_UNDERSTOOD):
+            self._note_end(peer, hearing, problem)
         if problem.startswith(_SAYS_REVOKED):
-            return f"{peer} says that this cluster is {_printable(problem.removeprefix(_DENIED))}"
+            return f"{peer} says that this cluster is {short_line(problem.removeprefix(_DENIED))}"
         return problem
 
     async def _reason_to_begin_anew(self, peer: ClusterName, losses: int, *, issuer: bytes, lifetime: timedelta) -> str:
@@ -247,19 +259,30 @@ class Peers:
     def _why_revoked(self, peer: ClusterName) -> str:
         return why_revoked(self._store.snapshot.revoked, peer)
 
-    def _node(self) -> Node:
+    def _node(self, hearing: _Hearing) -> Node:
         node = Node(id=self._settings.name)
         node.metadata.update({INTRODUCTION: exports.encode(self._keeper.own_member()).decode()})
+        if _STREAM in hearing.rejections:
+            node.metadata.update({REFUSAL: hearing.rejections[_STREAM].message})
         return node
+
+    def _note_end(self, peer: ClusterName, hearing: _Hearing, problem: str) -> None:
+        """Shows why a stream was ended here; the peer is told when it is called again."""
+        message = short_line(problem)
+        if _STREAM not in hearing.rejections:
+            log.warning("ended the stream of a peer", extra={"peer": peer, "why": message})
+            hearing.rejections[_STREAM] = PeerRejection(_STREAM, message, datetime.now(UTC))
 
     def _note_refused(
         self, peer: ClusterName, received: Received, hearing: _Hearing, refused: Mapping[str, str]
     ) -> str:
         """Shows what was refused of a response, and returns what the peer is told about it."""
         kind = KINDS[received.type_url]
+        if received.type_url is TypeUrl.EXPORT:
+            hearing.rejections.pop(_STREAM, None)  # it got this far
         for name in (*(resource.name for resource in received.upserts), *received.removed):
-            hearing.rejections.pop(f"{kind} {_printable(name)}", None)
-        told = [(f"{kind} {_printable(name)}", _printable(message)) for name, message in refused.items()]
+            hearing.rejections.pop(f"{kind} {short_line(name)}", None)
+        told = [(f"{kind} {short_line(name)}", short_line(message)) for name, message in refused.items()]
         room = _MOST_REJECTIONS - len(hearing.rejections)
         for resource, message in told[:room]:
             hearing.rejections[resource] = PeerRejection(resource, message, datetime.now(UTC))
@@ -312,12 +335,6 @@ class Peers:
             rejections=tuple(sorted(hearing.rejections.values())),
             problem=hearing.problem,
         )
-
-
-def _printable(text: str) -> str:
-    """Returns what a peer said as one short line: it ends in logs and terminals."""
-    short = text if len(text) <= _LONGEST_TOLD else text[:_LONGEST_TOLD] + "..."
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in short)
 
 
 def _now() -> timedelta:

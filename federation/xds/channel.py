@@ -11,6 +11,7 @@
 
 import re
 from collections.abc import Container, Iterable, Mapping
+from itertools import accumulate
 
 import msgspec
 
@@ -29,8 +30,18 @@ _ONE_BY_ONE = frozenset({TypeUrl.ROUTES, TypeUrl.SECRET, TypeUrl.EXTENSION})
 """Types that go alone, since Envoy's refusal names no culprit and the same bytes, sent again, may be taken unseen.
 Endpoints would belong here too; they are many, and taken or refused alike every time, so they go together."""
 
-_NAMED_IN_REFUSALS = frozenset({TypeUrl.CLUSTER, TypeUrl.LISTENER})
-"""Types of which Envoy's refusal mostly names the culprits: `Error adding/updating cluster(s) NAME: why, NAME: why`."""
+_NAMED_IN_REFUSALS = frozenset({TypeUrl.CLUSTER, TypeUrl.LISTENER, TypeUrl.EXPORT, TypeUrl.MEMBER})
+"""Types of which a refusal mostly names the culprits. Envoy's: `Error adding/updating cluster(s) NAME: why, NAME: why`;
+that of another control plane: `Export NAME: why; Export NAME: why`."""
+
+_IN_PORTIONS = frozenset({TypeUrl.EXPORT, TypeUrl.MEMBER})
+"""Types of which a response is bounded: beats come between the portions, and nobody needs room for all at once."""
+
+LARGEST_PORTION = 1024 * 1024
+"""Bytes of the resources of one bounded response, unless a single one is larger: under a second at 10 Mbit/s."""
+
+
+_NAMED = re.compile(r"(?<![^\s,])[^\s,]+(?=: )")
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -291,6 +302,9 @@ class Channel:
             chosen = tuple(repaired or [resource for resource in chosen if resource.name in self._owed])
         if self.type_url in _ONE_BY_ONE:
             chosen = chosen[:1]
+        elif self.type_url in _IN_PORTIONS:
+            sizes = accumulate(len(resource.name) + len(resource.body) for resource in chosen)
+            chosen = chosen[: max(1, sum(size <= LARGEST_PORTION for size in sizes))]
         return Due(chosen, tuple(removed), self._owes_answer)
 
     def _culprits(self, flight: Flight, message: str) -> list[str]:
@@ -298,4 +312,5 @@ class Channel:
             return list(flight.versions)
         if self.type_url not in _NAMED_IN_REFUSALS:
             return []
-        return [name for name in flight.versions if re.search(rf"(?:^|[\s,]){re.escape(name)}: ", message)]
+        named = set(_NAMED.findall(message))
+        return [name for name in flight.versions if name in named]
