@@ -70,6 +70,16 @@ def exported_service(name: str = "cart") -> list[Change]:
     return [Change(Section.SERVICES, key, service), Change(Section.EXPORTS, key, ServiceExport(key))]
 
 
+def catalogue(count: int, *, endpoints: int = 8) -> list[Change]:
+    """Says that there are so many exported services, `shop/s-1` and so on, each with the same pods behind it."""
+    found = [pod(f"cart-{number}") for number in range(1, endpoints + 1)]
+    for number in range(1, count + 1):
+        key = ServiceKey(SHOP, f"s-{number}")
+        service = Service(key, (ServicePort(80, Protocol.HTTP, target=8080),), (("app", "cart"),))
+        found += [Change(Section.SERVICES, key, service), Change(Section.EXPORTS, key, ServiceExport(key))]
+    return found
+
+
 class ControlUnderTest:
     """One control plane without proxies."""
 

@@ -14,6 +14,8 @@ class Relay:
 
     def __init__(self, target: tuple[str, int], address: str, port: int) -> None:
         self.address, self.port = address, port
+        self.brought = 0
+        """Bytes that came from the target."""
         self._target = target
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
@@ -25,6 +27,10 @@ class Relay:
         self._flows.set()
         if self._server is None:
             self._server = await asyncio.start_server(self._serve, self.address, self.port)
+
+    def lead_to(self, address: str) -> None:
+        """Passes new connections on to another address, on the same port."""
+        self._target = (address, self._target[1])
 
     async def cut(self) -> None:
         """Resets all connections and refuses new ones."""
@@ -50,14 +56,17 @@ class Relay:
             self._connections.add(far_writer)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(reader, far_writer))
-                group.create_task(self._pump(far_reader, writer))
+                group.create_task(self._pump(far_reader, writer, is_answer=True))
             self._connections.discard(far_writer)
         writer.transport.abort()
         self._connections.discard(writer)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool = False
+    ) -> None:
         with suppress(OSError):
             while data := await reader.read(_CHUNK):
+                self.brought += len(data) * is_answer
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()
