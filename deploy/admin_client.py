@@ -185,6 +185,10 @@ class AdminClient:
         """Has this cluster leave the mesh."""
         return await self._call("POST", "/v1/leave", StatusReport)
 
+    async def come_back(self) -> StatusReport:
+        """Has this cluster come back into the mesh that it left."""
+        return await self._call("DELETE", "/v1/leave", StatusReport)
+
     async def forget(self, cluster: str) -> tuple[ClusterReport, ...]:
         """Has this cluster forget a member; returns whom it still knows."""
         return await self._call("DELETE", f"/v1/members/{quote(cluster)}", tuple[ClusterReport, ...])

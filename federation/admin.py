@@ -13,7 +13,7 @@
     GET  /v1/drains      POST /v1/drains                 which members calls are to leave
     DELETE /v1/drains/CLUSTER[?service=NAMESPACE/NAME]   ... and may come back to
     GET  /v1/load                                        what the proxies of this replica carry, and where to
-    POST /v1/leave                                       this cluster leaves the mesh
+    POST /v1/leave           DELETE /v1/leave            this cluster leaves the mesh ... and comes back
     DELETE /v1/members/CLUSTER                           this cluster forgets a member
 
 All of /v1 wants `authorization: Bearer <admin token>`. Every refusal is `{"error": ..., "hint": ...}`.
@@ -127,6 +127,7 @@ class AdminBackend(Protocol):
     async def undrain(self, cluster: str, service: str, *, asked_by: str) -> tuple[DrainReport, ...]: ...
     def load(self) -> LoadReport: ...
     async def leave(self, *, asked_by: str) -> StatusReport: ...
+    async def come_back(self, *, asked_by: str) -> StatusReport: ...
     async def forget(self, cluster: str, *, asked_by: str) -> tuple[ClusterReport, ...]: ...
 
 
@@ -231,6 +232,10 @@ def admin_app(backend: AdminBackend, token: str) -> web.Application:
     @routes.post("/v1/leave")
     async def _(request: web.Request) -> web.Response:
         return _json(await backend.leave(asked_by=_asker(request)))
+
+    @routes.delete("/v1/leave")
+    async def _(request: web.Request) -> web.Response:
+        return _json(await backend.come_back(asked_by=_asker(request)))
 
     @routes.delete("/v1/members/{cluster}")
     async def _(request: web.Request) -> web.Response:

@@ -30,6 +30,7 @@ class AuditKind(StrEnum):
     RESTORED = "restored"
     DRAINED = "drained"  # calls are to leave a member, or one service of it
     UNDRAINED = "undrained"
+    LEFT = "left"  # this cluster left the mesh, or forgot a member
 
 
 _LONGEST_TEXT = 400  # characters of one field: who asks chooses some of them

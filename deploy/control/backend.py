@@ -259,6 +259,11 @@ class Backend:
         await self._member("there is nothing to leave").departures.leave(asked_by=asked_by)
         return self.status()
 
+    async def come_back(self, *, asked_by: str) -> StatusReport:
+        """Has this cluster come back into the mesh that it left."""
+        await self._member("it has not left any").departures.come_back(asked_by=asked_by)
+        return self.status()
+
     async def forget(self, cluster: str, *, asked_by: str) -> tuple[ClusterReport, ...]:
         """Has this cluster forget a member."""
         await self._member("it knows nobody").departures.forget(cluster, asked_by=asked_by)

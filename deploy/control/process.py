@@ -34,6 +34,7 @@ from federation.etcd import EtcdClient, EtcdUnavailable, Fenced
 from federation.etcd.election import Election, Leadership
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT, ProxyRole, ServiceKey
 from federation.names import departure_key, host_port, member_key
+from federation.peering.farewells import Farewells
 from federation.peering.offer import ListenerStatus, Offer
 from federation.peering.peers import Peers, PeerStatus
 from federation.peering.publisher import Publisher
@@ -174,7 +175,8 @@ class Member:
             on_event=self._note,
         )
         self.drain_backend = DrainBackend(settings, store=store, etcd=etcd, on_event=self._note)
-        self.departures = Departures(settings, store=store, etcd=etcd)
+        self.departures = Departures(settings, store=store, etcd=etcd, on_event=self._note)
+        self._farewells = Farewells(store=store, etcd=etcd, replica=replica, own=settings.name)
         self._loads = LoadServer(
             store,
             cluster=settings.name,
@@ -284,6 +286,7 @@ class Member:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._publisher.run(leadership))
                 group.create_task(self._peers.run(leadership))
+                group.create_task(self._farewells.run(leadership))
                 group.create_task(self._acknowledgements.sweep(leadership, self._store))
                 group.create_task(self._keeper.lead())
                 group.create_task(self._tokens.run_tidying())

@@ -148,7 +148,9 @@ class KeeperUnderTest:
         return trust_records.grants_for(self._replica.records, peer)
 
     def own_member(self) -> MemberCluster:
-        return exports.own_member(self._settings, certificate=self.issuer.intermediate_pem.decode())
+        has_left = self._settings.name in self._store.snapshot.departures
+        certificate = self.issuer.intermediate_pem.decode()
+        return exports.own_member(self._settings, certificate=certificate, has_left=has_left)
 
     def svid(self) -> X509Svid:
         return self._svid
