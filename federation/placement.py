@@ -71,6 +71,9 @@ class Fate(StrEnum):
     DRAINED = "drained"
 
 
+_CALLED = frozenset({Fate.CALLED, Fate.KEPT})
+
+
 class _Host(msgspec.Struct, frozen=True, order=True):
     """An endpoint by its distance, with its member and how it is reached."""
 
@@ -109,7 +112,8 @@ def place(
             for endpoint in offer.endpoints
         )
     )
-    called = [host for host in hosts if become[host.member] in (Fate.CALLED, Fate.KEPT)]
+    serving = {name for name, fate in become.items() if fate in _CALLED}
+    called = [host for host in hosts if host.member in serving]
     tiers = _tiers(called, policy.weights, {offer.cluster for offer in offers if offer.reach.is_stale})
     # What is kept though drained is called as if it were not: there is nobody to call instead.
     falling = {name: weight for name, weight in drains.items() if become.get(name) is Fate.CALLED and weight < _WHOLE}
@@ -122,7 +126,7 @@ def place(
     placed += [
         PlacedEndpoint(host.member, host.endpoint, len(weighed), host.path, is_draining=True)
         for host in hosts
-        if become[host.member] is Fate.DRAINED
+        if host.member not in serving and become[host.member] is Fate.DRAINED
     ]
     return Placement(tuple(placed), _overprovisioning(tiers))
 

@@ -25,7 +25,7 @@ class Revoked:
         """Returns the endpoints of a service in `cluster` that are not revoked; the same tuple when none is."""
         if cluster in self.clusters:
             return ()
-        if not any(self._is_revoked(endpoint, cluster, key) for endpoint in endpoints):
+        if not self._accounts or not any(self._is_revoked(endpoint, cluster, key) for endpoint in endpoints):
             return endpoints
         return tuple(endpoint for endpoint in endpoints if not self._is_revoked(endpoint, cluster, key))
 
@@ -35,8 +35,6 @@ class Revoked:
         return identity.cluster in self.clusters or "" in where or identity.cluster in where
 
     def _is_revoked(self, endpoint: Endpoint, cluster: ClusterName, key: ServiceKey) -> bool:
-        if not self._accounts:
-            return False
         where = self._accounts.get((key.namespace, endpoint.account))
         return where is not None and ("" in where or cluster in where)
 

@@ -190,20 +190,18 @@ def _assignment(
     for (priority, region, zone, member), placed in groupby(sorted(service.endpoints, key=_group), key=_group):
         locality = base_pb2.Locality(region=region, zone=zone, sub_zone=member)
         group = assignment.endpoints.add(priority=priority, locality=locality)
-        hosts = [
-            _host(
-                one.member,
-                one.path,
-                one.endpoint,
-                weight=one.weight,
-                is_draining=one.is_draining,
-                key=service.key,
-                domain=domain,
-                is_http=is_http,
+        ones = tuple(placed)
+        group.MergeFromString(
+            b"".join(
+                _host(one.member, one.path, one.endpoint, key=service.key, domain=domain, is_http=is_http)
+                for one in ones
             )
-            for one in placed
-        ]
-        group.MergeFromString(b"".join(hosts))
+        )
+        for host, one in zip(group.lb_endpoints, ones, strict=True):
+            if one.weight != 1:
+                host.load_balancing_weight.value = one.weight
+            if one.is_draining:
+                host.health_status = health_check_pb2.DRAINING
     return assignment
 
 
@@ -221,17 +219,9 @@ def _group(placed: PlacedEndpoint) -> tuple[int, str, str, ClusterName]:
 
 @lru_cache(maxsize=_CACHED_HOSTS)
 def _host(
-    member: ClusterName,
-    path: Path,
-    endpoint: Endpoint,
-    *,
-    weight: int,
-    is_draining: bool,
-    key: ServiceKey,
-    domain: MeshDomain,
-    is_http: bool,
+    member: ClusterName, path: Path, endpoint: Endpoint, *, key: ServiceKey, domain: MeshDomain, is_http: bool
 ) -> bytes:
-    """Returns a group that holds one host, encoded: how near it is, is its group's business and not in here."""
+    """Returns a group that holds one host, encoded: how near it is, and how much it gets, is not in here."""
     mesh_address = host_port(endpoint.address, MESH_PORT)
     pod = PodKey(key.namespace, endpoint.pod)
     metadata = {
@@ -246,10 +236,6 @@ def _host(
             address = builders.internal_address(listener, mesh_address)
             metadata[TUNNEL_METADATA] = _struct(svc=exported_authority(member, key, domain), dst=mesh_address)
     host = builders.lb_endpoint(address, base_pb2.Metadata(filter_metadata=metadata))
-    if weight != 1:
-        host.load_balancing_weight.value = weight
-    if is_draining:
-        host.health_status = health_check_pb2.DRAINING
     encoded: bytes = endpoint_components_pb2.LocalityLbEndpoints(lb_endpoints=[host]).SerializeToString(
         deterministic=True
     )
