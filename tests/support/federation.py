@@ -87,6 +87,8 @@ class ControlUnderTest:
         self, issuer: Issuer, client: EtcdClient, settings: ClusterSettings, *, documents: Sequence[TrustBundle] = ()
     ) -> None:
         self.name = settings.name
+        self.holder = f"{settings.name}-control-1"
+        """Its name in elections."""
         self.client = client
         self.settings = settings
         self.store = MeshStore(frozenset({"source", ORIGIN}))
@@ -129,7 +131,7 @@ class ControlUnderTest:
             tasks.create_task(self.replica.run(self.client))
             tasks.create_task(self.offer.run())
             tasks.create_task(Silences(self.store).run())
-            tasks.create_task(Election(self.client, f"{self.name}-control-1").run(self._lead))
+            tasks.create_task(Election(self.client, self.holder).run(self._lead))
 
     async def _lead(self, leadership: Leadership) -> None:
         async with asyncio.TaskGroup() as tasks:
