@@ -16,5 +16,5 @@ A command is a verb; what it drives or shows stands in a module beside it:
               - drain_outcome (how it ended) - drain_display
     trust     trust_status (sums the mesh up P) - trust_display (its tables, also of the two above)
     lab       lab_display
-    check, control, leave, members, status and token are commands alone
+    check, clusters, control, leave, members, services, status and token are commands alone
 """

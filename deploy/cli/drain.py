@@ -40,6 +40,8 @@ class _ServiceName(click.ParamType[str]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Checks that it is NAMESPACE/NAME; fails as wrong usage."""
         match str(value).split("/"):
+            case [""]:
+                return ""  # the default: all services
             case [namespace, name] if namespace and name:
                 return str(value)
             case _:
@@ -52,7 +54,7 @@ _service_option = click.option(
 
 
 @click.command()
-@click.argument("cluster")
+@click.argument("member", metavar="CLUSTER")
 @_service_option
 @click.option("--over", type=Span(), default="5m", show_default=True, help="Length of the ramp; 0s: at once.")
 @click.option("--grace", type=Span(), default="30s", show_default=True, help="What open streams get at weight 0.")
@@ -73,7 +75,7 @@ def drain(
     targets: Targets,
     output: str,
     *,
-    cluster: str,
+    member: str,
     service: str,
     over: timedelta,
     grace: timedelta,
@@ -92,7 +94,7 @@ def drain(
     Ends with 0 only when the counters of all callers show that CLUSTER carries nothing: name the control planes of all
     members. Interrupted, it leaves the weight as it is; the same command goes on from there, `undrain` restores it.
     """
-    scope = Scope(cluster=cluster, service=service, clients=clients)
+    scope = Scope(cluster=member, service=service, clients=clients)
     order = Order(scope=scope, over=over, grace=grace, abort_on=abort_on, sever=sever, force=force)
     undo = _undo(scope)
     with progress() as shown:
@@ -102,7 +104,7 @@ def drain(
         except KeyboardInterrupt:
             shown.pause()
             weight = f"keeps weight {weights[-1].weight} %" if weights else "keeps the weight that it has"
-            again = shlex.join(["isthmus", "drain", cluster, *(["--service", service] if service else [])])
+            again = shlex.join(["isthmus", "drain", member, *(["--service", service] if service else [])])
             shown.say(f"Interrupted: {scope} {weight}. To go on: {again}. To undo it: {undo}.")
             raise
     show(outcome, output, lambda: render_drain(outcome, undo))
@@ -111,18 +113,18 @@ def drain(
 
 
 @click.command()
-@click.argument("cluster")
+@click.argument("member", metavar="CLUSTER")
 @_service_option
 @click.option("--over", type=Span(), default="0s", show_default=True, help="Length of the ramp; 0s: at once.")
 @contexts_options
 @output_option
-def undrain(targets: Targets, output: str, *, cluster: str, service: str, over: timedelta) -> None:
+def undrain(targets: Targets, output: str, *, member: str, service: str, over: timedelta) -> None:
     """Have the calls come back to CLUSTER: restores its weight in all members.
 
     Without --service it ends the drain of all services; drains of single services stay, and are named. Fails while a
     member that knows of the drain has not restored the weight, or could not be asked.
     """
-    scope = Scope(cluster=cluster, service=service)
+    scope = Scope(cluster=member, service=service)
     with progress() as shown:
         try:
             outcome = asyncio.run(drain_driver.undrain(scope, over, _tools(targets, shown, [])))

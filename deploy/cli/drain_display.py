@@ -1,13 +1,15 @@
 """How a drain and its undoing are shown to people: as they go on, and how they ended."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from rich.console import RenderableType
 
 from deploy.cli.drain_outcome import DrainOutcome, Reached, UndrainOutcome
-from deploy.cli.output import table
+from deploy.cli.output import ago, table
 from deploy.cli.survey import Silent
 from deploy.cli.trust_display import silent_table
+from federation.reports import DrainReport
 
 
 def line_of(now: Reached) -> str:
@@ -66,6 +68,32 @@ def _verdict(outcome: DrainOutcome, what: str, undo: str) -> str:
         )
     unproven = "the counters do not prove that it carries nothing"
     return f"Not finished: {what} is at {outcome.weight} %, but {unproven}. Undo: {undo}"
+
+
+def drains_table(drains: Iterable[DrainReport], now: datetime) -> RenderableType:
+    """Makes the table of the drains in force; one that several members report stands there once."""
+    once = {(one.cluster, one.service, one.asked_of): one for one in drains}
+    kept: dict[tuple[str, str, str], set[str]] = {}
+    for one in drains:
+        kept.setdefault((one.cluster, one.service, one.asked_of), set()).update(one.kept)
+    rows = [
+        (
+            one.cluster,
+            one.service or "all",
+            f"{one.weight} %",
+            _whose(one),
+            ago(one.since, now),
+            ", ".join(sorted(kept[key])) or "-",
+        )
+        for key, one in sorted(once.items())
+    ]
+    return table(["DRAINED", "SERVICE", "WEIGHT", "WHOSE CALLS LEAVE", "SINCE", "STAYS"], rows)
+
+
+def _whose(drain: DrainReport) -> str:
+    if drain.asked_of != drain.cluster:
+        return f"{drain.asked_of}'s"
+    return "everybody's, also its own" if drain.clients else "everybody's"
 
 
 def render_undrain(outcome: UndrainOutcome) -> list[RenderableType]:

@@ -57,7 +57,7 @@ class LeaveOutcome(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 @click.command()
-@click.argument("cluster")
+@click.argument("member", metavar="CLUSTER")
 @click.option(
     "--force", is_flag=True, help="Its control plane is gone: have the others forget it, without asking itself."
 )
@@ -67,7 +67,7 @@ class LeaveOutcome(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @contexts_options
 @output_option
-def leave(targets: Targets, output: str, *, cluster: str, force: bool, wait: timedelta, yes: bool) -> None:
+def leave(targets: Targets, output: str, *, member: str, force: bool, wait: timedelta, yes: bool) -> None:
     """Have CLUSTER leave the mesh: its endpoints go at once in all members, and its own calls stay in it.
 
     Its control plane says farewell to the others; those that have not heard it within --wait are told to forget it.
@@ -78,10 +78,10 @@ def leave(targets: Targets, output: str, *, cluster: str, force: bool, wait: tim
     """
     with progress() as shown:
         known = asyncio.run(_known(targets))
-        _check(cluster, known, force=force)
+        _check(member, known, force=force)
         if not yes and sys.stdin.isatty():
-            click.confirm(f"{cluster}: leave the mesh, at once?", err=True, abort=True)
-        outcome = asyncio.run(_leave(targets, cluster, known=known, force=force, wait=wait, shown=shown))
+            click.confirm(f"{member}: leave the mesh, at once?", err=True, abort=True)
+        outcome = asyncio.run(_leave(targets, member, known=known, force=force, wait=wait, shown=shown))
     show(outcome, output, lambda: _render(outcome))
     if not outcome.is_done:
         raise SystemExit(1)

@@ -20,8 +20,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "lab": ("deploy.cli.lab:lab", "Run a whole mesh on this machine: clusters, proxies, programs."),
         "status": ("deploy.cli.status:status", "Show how a control plane is, and what is wrong with its objects."),
-        "clusters": ("deploy.cli.members:clusters", "List the members of the mesh."),
-        "services": ("deploy.cli.status:services", "List the services and where their endpoints are."),
+        "clusters": ("deploy.cli.clusters:clusters", "List the members of the mesh."),
+        "services": (
+            "deploy.cli.services:services",
+            "List the services: who exports them, who sees them, where their endpoints are.",
+        ),
         "proxies": ("deploy.cli.status:proxies", "List the proxies: what each acknowledged and what it rejected."),
         "check": ("deploy.cli.check:check", "Check manifests without a control plane."),
         "join": ("deploy.cli.members:join", "Make a cluster a member of the mesh, in one step."),

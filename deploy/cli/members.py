@@ -1,4 +1,4 @@
-"""Membership: `isthmus join` in one step, `join-request`, `grant` and `accept` for two operators, and `clusters`."""
+"""Membership: `isthmus join` in one step, `join-request`, `grant` and `accept` for two operators."""
 
 import asyncio
 import sys
@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import click
-from rich.console import RenderableType
 
-from deploy.cli.output import ago, output_option, show, table
+from deploy.cli.output import output_option, show
 from deploy.cli.roots import open_root, passphrase_option, root_option
 from deploy.cli.spans import Span
 from deploy.cli.targets import Targets, contexts_options, target_options
 from deploy.failures import CommandFailed
-from federation.model import Liveness
-from federation.reports import ClusterReport, StatusReport
+from federation.reports import StatusReport
 from trust import joining
 from trust.joining import Grant, Introduction, JoinRequest
 
@@ -41,11 +39,14 @@ def join(
 ) -> None:
     """Make CLUSTER a member of the mesh: its request, the root's signature and the introduction in one step.
 
-    For an operator who reaches the control plane and the root. The first cluster of a mesh needs no --via.
+    For an operator who reaches the control plane and the root. The first cluster of a mesh needs no --via. One that
+    left the mesh is simply back: it knows the others, and its certificate is still good.
     """
 
-    async def run() -> tuple[Grant, StatusReport]:
+    async def run() -> tuple[Grant | None, StatusReport]:
         async with targets.client(newcomer) as client:
+            if any(one.is_self and one.left and one.name == newcomer for one in await client.clusters()):
+                return None, await client.come_back()
             request = await client.join_request()
             if request.cluster.name != newcomer:
                 raise CommandFailed(
@@ -61,6 +62,9 @@ def join(
             return signed, await client.join(signed)
 
     signed, status = asyncio.run(run())
+    if signed is None:
+        show(status, output, lambda: f"{newcomer} is back in {status.domain}.")
+        return
     others = [introduced.name for introduced in signed.introductions if introduced.name != newcomer]
     known = f"; it was introduced to {', '.join(others)}" if others else ""
     show(status, output, lambda: f"{newcomer} is a member of {signed.domain}{known}.")
@@ -132,59 +136,6 @@ def accept(targets: Targets, output: str, *, grant: BinaryIO) -> None:
 
     status = asyncio.run(run())
     show(status, output, lambda: f"{status.cluster} is a member of {status.domain}.")
-
-
-@click.command()
-@target_options
-@output_option
-def clusters(targets: Targets, output: str) -> None:
-    """List the members of the mesh as one of them sees it: where they are, live or stale, what they offer."""
-
-    async def ask() -> tuple[ClusterReport, ...]:
-        async with targets.one() as client:
-            return await client.clusters()
-
-    answer = asyncio.run(ask())
-    show(answer, output, lambda: _render_clusters(answer, datetime.now(UTC)))
-
-
-def _render_clusters(answer: Sequence[ClusterReport], now: datetime) -> list[RenderableType]:
-    is_introducing = any(member.introduced_by for member in answer)
-    rows = [
-        (
-            member.name + (" (asked)" if member.is_self else ""),
-            member.network,
-            member.cloud or "-",
-            member.region,
-            ",".join(member.zones) or "-",
-            ", ".join(member.gateways) or "none",
-            _state(member, now),
-            "-" if member.is_self else ago(member.heard, now),
-            f"{member.exports} {'out' if member.is_self else 'in'}",
-            *([f"by {member.introduced_by}" if member.introduced_by else "-"] if is_introducing else []),
-        )
-        for member in answer
-    ]
-    columns = ["CLUSTER", "NETWORK", "CLOUD", "REGION", "ZONES", "GATEWAYS", "STATE", "HEARD", "EXPORTS"]
-    shown: list[RenderableType] = [table([*columns, *["INTRODUCED"] * is_introducing], rows)]
-    problems = [(member.name, member.problem) for member in answer if member.problem and not member.revoked]
-    if problems:
-        shown += ["", table(["CLUSTER", "NOT HEARD BECAUSE"], problems)]
-    revoked = [(member.name, member.revoked) for member in answer if member.revoked]
-    if revoked:
-        shown += ["", table(["CLUSTER", "REVOKED BY"], revoked)]
-    refused = [(member.name, reason) for member in answer for reason in member.rejected]
-    if refused:
-        shown += ["", table(["CLUSTER", "REFUSED FROM IT"], refused)]
-    if any(member.state is Liveness.STALE and not member.revoked for member in answer):
-        shown += ["", "A stale member is kept, but its endpoints come last."]
-    return shown
-
-
-def _state(member: ClusterReport, now: datetime) -> str:
-    if member.revoked:
-        return "revoked"
-    return member.state if member.since is None else f"{member.state} for {ago(member.since, now)}"
 
 
 async def _introduction(targets: Targets, name: str) -> Introduction:

@@ -1,6 +1,7 @@
-"""`isthmus status`, `services` and `proxies`: what a control plane says about itself and its proxies."""
+"""`isthmus status` and `proxies`: what a control plane says about itself and its proxies."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
@@ -9,11 +10,12 @@ import click
 import msgspec
 from rich.console import RenderableType
 
-from deploy.admin_client import AdminClient, ControlUnreachable
+from deploy.admin_client import AdminClient, ControlRefused, ControlUnreachable
+from deploy.cli.drain_display import drains_table
 from deploy.cli.output import ago, findings_table, output_option, show, span, table
 from deploy.cli.targets import Targets, target_options
 from deploy.failures import CommandFailed
-from federation.reports import ProxyReport, ServiceReport, StatusReport, TypeReport
+from federation.reports import DrainReport, ProxyReport, StatusReport, TypeReport
 
 
 class Silent(msgspec.Struct, frozen=True):
@@ -27,30 +29,15 @@ class Silent(msgspec.Struct, frozen=True):
 @target_options
 @output_option
 def status(targets: Targets, output: str) -> None:
-    """Show how each control plane is, and what is wrong with the objects it was given.
+    """Show how each control plane is, what does not work and since when, and what is wrong with its objects.
 
     PODS are the ready of all, PROXIES those in step of all. The replica with a star leads. With --cluster the answer is
     one object instead of a list. Fails when a control plane does not answer.
     """
-    answers = asyncio.run(_status_of_all(targets.all()))
-    show(answers[0] if targets.is_one else answers, output, lambda: _render_status(answers, datetime.now(UTC)))
+    answers, drains = asyncio.run(_status_of_all(targets.all()))
+    show(answers[0] if targets.is_one else answers, output, lambda: _render_status(answers, drains, datetime.now(UTC)))
     if not all(isinstance(answer, StatusReport) for answer in answers):
         raise SystemExit(1)
-
-
-@click.command()
-@click.option("-n", "--namespace", default="", help="Only this namespace.")
-@target_options
-@output_option
-def services(targets: Targets, output: str, namespace: str) -> None:
-    """List the services that a cluster knows, and where their ready endpoints are."""
-
-    async def ask() -> tuple[ServiceReport, ...]:
-        async with targets.one() as client:
-            return await client.services()
-
-    answer = tuple(service for service in asyncio.run(ask()) if namespace in ("", service.namespace))
-    show(answer, output, lambda: _render_services(answer))
 
 
 @click.command()
@@ -85,20 +72,29 @@ async def _proxies_of_all(clients: Mapping[str, AdminClient]) -> tuple[tuple[Pro
     return tuple(task.result() for task in tasks)
 
 
-async def _status_of_all(clients: Mapping[str, AdminClient]) -> tuple[StatusReport | Silent, ...]:
+async def _status_of_all(
+    clients: Mapping[str, AdminClient],
+) -> tuple[tuple[StatusReport | Silent, ...], frozenset[DrainReport]]:
+    """Returns how each control plane is, and all drains that any of them knows."""
+    drains: set[DrainReport] = set()
+
     async def ask(name: str, client: AdminClient) -> StatusReport | Silent:
         try:
             async with client:
+                with contextlib.suppress(ControlRefused):  # not joined yet: it knows of none
+                    drains.update(await client.drains())
                 return await client.status()
         except ControlUnreachable as error:
             return Silent(name, error.message)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(ask(name, client)) for name, client in clients.items()]
-    return tuple(task.result() for task in tasks)
+    return tuple(task.result() for task in tasks), frozenset(drains)
 
 
-def _render_status(answers: Sequence[StatusReport | Silent], now: datetime) -> list[RenderableType]:
+def _render_status(
+    answers: Sequence[StatusReport | Silent], drains: frozenset[DrainReport], now: datetime
+) -> list[RenderableType]:
     rows = []
     for answer in answers:
         if isinstance(answer, Silent):
@@ -122,6 +118,16 @@ def _render_status(answers: Sequence[StatusReport | Silent], now: datetime) -> l
         )
     columns = ["CLUSTER", "REPLICA", "STATE", "MEMBERS", "SERVICES", "EXPORTS", "IMPORTS", "PODS", "PROXIES"]
     shown: list[RenderableType] = [table([*columns, "CERT LEFT", "AGE"], rows)]
+    problems = [
+        (answer.cluster, one.subject, ago(one.since, now), one.message)
+        for answer in answers
+        if isinstance(answer, StatusReport)
+        for one in answer.problems
+    ]
+    if problems:
+        shown += ["", table(["CLUSTER", "WHAT", "SINCE", "WHAT IS WRONG"], problems)]
+    if drains:
+        shown += ["", drains_table(drains, now)]
     silent = [(answer.cluster, answer.error) for answer in answers if isinstance(answer, Silent)]
     if silent:
         shown += ["", table(["CLUSTER", "WHY IT IS SILENT"], silent)]
@@ -131,23 +137,6 @@ def _render_status(answers: Sequence[StatusReport | Silent], now: datetime) -> l
         whose = [answer.cluster for answer in answered for _ in answer.findings]
         shown += ["", findings_table(findings, clusters=whose)]
     return shown
-
-
-def _render_services(answer: Sequence[ServiceReport]) -> RenderableType:
-    rows = []
-    for service in answer:
-        where = [f"{place.cluster}/{place.zone or place.region or '-'} {place.endpoints}" for place in service.places]
-        scope = ["local"] * service.is_local + ["exported"] * service.is_exported
-        rows.append(
-            (
-                service.namespace,
-                service.name,
-                ", ".join(service.ports),
-                ", ".join(scope or ["imported"]),
-                ", ".join(where) or "no ready endpoint",
-            )
-        )
-    return table(["NAMESPACE", "NAME", "PORTS", "SCOPE", "READY ENDPOINTS"], rows)
 
 
 def _render_proxies(answer: Sequence[ProxyReport], now: datetime) -> list[RenderableType]:
