@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil, gcd, lcm
 from types import MappingProxyType
 
@@ -31,6 +32,7 @@ _MOST_WEIGHTS = 2**32 - 1  # Envoy refuses a load assignment whose weights of on
 _OVERPROVISIONING = 140
 """Envoy's own, in percent: a priority keeps all calls while at least 100/140 of its endpoints are healthy."""
 
+_CACHED = 4096  # weights; services of the same shape share them
 _NO_POLICY = ServicePolicy()
 _NOTHING: Mapping[ClusterName, int] = MappingProxyType({})
 _NOT_SILENT: Mapping[ClusterName, timedelta] = MappingProxyType({})
@@ -89,6 +91,10 @@ class _Tier(msgspec.Struct, frozen=True):
     hosts: tuple[_Host, ...]
     is_stale: bool
     shares: Mapping[ClusterName, int] = _NOTHING
+
+
+_Shape = tuple[tuple[ClusterName, int, int], ...]
+"""Of a tier: its members, how many hosts each has, and its share of the calls."""
 
 
 def place(
@@ -188,17 +194,16 @@ def _weigh(tiers: list[_Tier], falling: Mapping[ClusterName, int]) -> list[list[
     """Returns the hosts of each priority with their weights. `falling` are members that get a part of their calls."""
     if not falling and not any(tier.shares for tier in tiers):
         return [[(host, 1) for host in tier.hosts] for tier in tiers]
-    left, weighed = list(tiers), []
+    left, weighed, fall = list(tiers), [], tuple(sorted(falling.items()))
     while left:
         tier = left.pop(0)
-        shares = _fallen(tier, falling)
+        # All of this tier fall: what they lose goes to the next that has others, side by side with it.
         heir = None if _has_others(tier, falling) else _heir(tier, left, falling)
         if heir is not None:
-            # All of this tier fall: what they lose goes to the next that has others, side by side with it.
             left.remove(heir)
-            lost = 1 - sum((share for _, share in shares), Fraction(0))
-            shares += [(host, share * lost) for host, share in _fallen(heir, falling)]
-        weighed.append(_as_integers(shares))
+        weights, of_heir = _weights(_shape(tier), _shape(heir) if heir else (), fall)
+        priority = [(host, weights[host.member]) for host in tier.hosts]
+        weighed.append(priority + [(host, of_heir[host.member]) for host in (heir.hosts if heir else ())])
     return weighed
 
 
@@ -211,31 +216,42 @@ def _has_others(tier: _Tier, falling: Mapping[ClusterName, int]) -> bool:
     return any(host.member not in falling for host in tier.hosts)
 
 
-def _fallen(tier: _Tier, falling: Mapping[ClusterName, int]) -> list[tuple[_Host, Fraction]]:
-    """Returns the share of each host; what falling members lose goes to the others in proportion, if there are any."""
+def _shape(tier: _Tier) -> _Shape:
     counts: dict[ClusterName, int] = {}
     for host in tier.hosts:
         counts[host.member] = counts.get(host.member, 0) + 1
-    whole = {name: Fraction(tier.shares.get(name, 0) if tier.shares else n) for name, n in counts.items()}
-    total = sum(whole.values())
-    left = {name: share / total * Fraction(falling.get(name, _WHOLE), _WHOLE) for name, share in whole.items()}
+    return tuple((name, count, tier.shares.get(name, 0) if tier.shares else count) for name, count in counts.items())
+
+
+@lru_cache(maxsize=_CACHED)
+def _weights(
+    tier: _Shape, heir: _Shape, falling: tuple[tuple[ClusterName, int], ...]
+) -> tuple[Mapping[ClusterName, int], Mapping[ClusterName, int]]:
+    """Returns the weight of a host of each member, in a tier and in the one that takes over what the first loses.
+
+    The smallest integers in the right proportion; beyond what Envoy takes, nearly in it and 1 or more.
+    """
+    first = _fallen(tier, dict(falling))
+    lost = 1 - sum(first[name] * count for name, count, _ in tier)
+    second = {name: share * lost for name, share in _fallen(heir, dict(falling)).items()}
+    shares = [*first.values(), *second.values()]
+    scale = Fraction(lcm(*(share.denominator for share in shares)))
+    scale /= gcd(*(int(share * scale) for share in shares))
+    hosts = sum(count for _, count, _ in (*tier, *heir))
+    scale = min(scale, min(_MOST_WEIGHT, _MOST_WEIGHTS // hosts) / max(shares))
+    first_weights, second_weights = (
+        {name: max(1, int(share * scale)) for name, share in of_members.items()} for of_members in (first, second)
+    )
+    return first_weights, second_weights
+
+
+def _fallen(tier: _Shape, falling: Mapping[ClusterName, int]) -> dict[ClusterName, Fraction]:
+    """Returns the share of a host of each member; what falling ones lose goes to the others in proportion, if any."""
+    total = sum(share for _, _, share in tier)
+    left = {name: Fraction(share * falling.get(name, _WHOLE), total * _WHOLE) for name, _, share in tier}
     others = sum((share for name, share in left.items() if name not in falling), Fraction(0))
-    if others:
-        growth = 1 + (1 - sum(left.values())) / others
-        left = {name: share if name in falling else share * growth for name, share in left.items()}
-    return [(host, left[host.member] / counts[host.member]) for host in tier.hosts]
-
-
-def _as_integers(shares: Sequence[tuple[_Host, Fraction]]) -> list[tuple[_Host, int]]:
-    """Returns the smallest integers in the same proportion; beyond what Envoy takes, nearly in it and 1 or more."""
-    of_members = {share for _, share in shares}
-    denominator = lcm(*(share.denominator for share in of_members))
-    whole = {share: int(share * denominator) for share in of_members}
-    divisor = gcd(*whole.values())
-    most = min(_MOST_WEIGHT, _MOST_WEIGHTS // len(shares))
-    scale = Fraction(1, divisor) * min(Fraction(1), Fraction(most * divisor, max(whole.values())))
-    weights = {share: max(1, int(value * scale)) for share, value in whole.items()}
-    return [(host, weights[share]) for host, share in shares]
+    growth = 1 + (1 - sum(left.values())) / others if others else Fraction(1)
+    return {name: left[name] / count * (1 if name in falling else growth) for name, count, _ in tier}
 
 
 def _overprovisioning(tiers: Sequence[_Tier]) -> int:

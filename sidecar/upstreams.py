@@ -49,7 +49,7 @@ _KEEPALIVE = (1000, 2000)
 # Interval and timeout in ms: calls hang on a frozen or vanished sidecar for at most their sum. The timeout keeps a busy
 # sidecar from being taken for a dead one: a thousand handshakes at once hold it up for a second.
 _CACHED = 16384  # services times localities of one control plane; beyond that, compilation only becomes slower
-_CACHED_HOSTS = 65536  # likewise; about 500 bytes each
+_CACHED_HOSTS = 262144  # likewise; about 500 bytes each, of no use at all when all services together have more
 
 
 class _Socket(msgspec.Struct, frozen=True):
