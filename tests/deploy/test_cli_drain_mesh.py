@@ -187,8 +187,9 @@ async def test_nobody_leaves_by_a_wrong_name(invoke: Invoke) -> None:
 
 
 async def test_a_control_plane_that_hangs_does_not_hold_up_the_look(members: dict[str, FakeMember]) -> None:
-    async def hang(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
-        await asyncio.Event().wait()
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)  # until the other side gives up
+        writer.close()
 
     address = free_address()
     async with served([members["east"]]) as urls:
