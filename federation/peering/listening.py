@@ -34,7 +34,7 @@ have no more bytes than one response may have."""
 
 NOT_UNDERSTOOD = "not understood: "
 """Begins the reason of an end that is the peer's fault."""
-_TOO_LARGE = "larger than max"  # in what gRPC says of a message that it did not read
+_TOO_LARGE = "CLIENT: Received message larger than max"  # in what gRPC says of a message that it did not read
 
 _UNSAID = "Internal error from Core"
 """What grpc.aio says, instead of the real status, when something was written to a stream that had just ended."""

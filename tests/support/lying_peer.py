@@ -10,7 +10,7 @@ from federation.model import FEDERATION_PORT, GatewayAddress, MemberCluster, Net
 from federation.peering import exports
 from federation.peering.exports import Beat
 from federation.peering.news import News
-from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE
+from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE, REFUSAL
 from federation.xds.protocol import DeltaStream, Order
 from federation.xds.resources import Resource, ResourceSet, TypeUrl, make_resource
 from federation.xds.server import ServicerContext, delta_handler, read_first, serve_stream
@@ -26,6 +26,8 @@ class LyingPeer:
         self.says: ResourceSet = {}
         self.news = News()
         self.streams: list[DeltaStream] = []
+        self.told: set[str] = set()
+        """Why listeners ended the stream before."""
 
     @property
     def handler(self) -> grpc.GenericRpcHandler:
@@ -50,7 +52,10 @@ class LyingPeer:
     async def _serve(self, context: ServicerContext) -> None:
         stream = DeltaStream(Order.NONE)
         self.streams.append(stream)
-        await serve_stream(context, await read_first(context), stream=stream, feed=self._feed())
+        first = await read_first(context)
+        if REFUSAL in first.node.metadata.fields:
+            self.told.add(first.node.metadata.fields[REFUSAL].string_value)
+        await serve_stream(context, first, stream=stream, feed=self._feed())
 
     async def _feed(self) -> AsyncIterator[ResourceSet]:
         while True:
