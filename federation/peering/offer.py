@@ -21,7 +21,7 @@ from federation.etcd import EtcdClient
 from federation.model import ClusterSettings, ExportedService, MemberCluster, NetworkName, ServiceKey
 from federation.peering import exports, trust_records
 from federation.peering.exports import Beat, Malformed, short_line
-from federation.peering.freshness import BEAT_PERIOD
+from federation.peering.freshness import BEAT_PERIOD, LONGEST_SILENCE
 from federation.peering.intake import KINDS
 from federation.peering.introductions import Introductions
 from federation.peering.membership import why_revoked
@@ -55,8 +55,8 @@ REFUSAL = "refusal"
 """Key of the node's metadata under which a peer says why it ended the stream before this one: text."""
 
 
-_HOLD = timedelta(seconds=3)
-"""How long a peer waits at most for its first answer until it is in the picture."""
+_HOLD = LONGEST_SILENCE - BEAT_PERIOD
+"""How long a peer waits at most for its first answer until it is in the picture: not until it thinks us silent."""
 _TRUST_QUIET = timedelta(milliseconds=100)
 """Between two statements: the proxies of a cluster answer one after another."""
 
