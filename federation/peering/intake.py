@@ -9,7 +9,7 @@ Grant             by the keeper                            what is for others, o
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import UTC, datetime
 
 import msgspec
@@ -23,7 +23,7 @@ from federation.peering.allowance import Allowance, weigh
 from federation.peering.exports import Malformed
 from federation.peering.farewells import take_word
 from federation.peering.membership import check_membership
-from federation.peering.records import keep_member, write_records
+from federation.peering.records import PartlyRefused, keep_member, write_records
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper
 from federation.store import MeshStore
@@ -144,10 +144,22 @@ class Intake:
                 refused[resource.name] = excess
             else:
                 puts[key] = body
-        await write_records(self._etcd, self._leadership.guard, puts=puts, deletes=sorted(deletes - puts.keys()))
+        try:
+            await self._write_exports(puts, deletes - puts.keys())
+        except PartlyRefused as error:
+            for key, reason in error.refused.items():
+                self._allowance.drop(key)
+                refused[key.removeprefix(names.export_prefix(self._peer))] = f"etcd does not take it here: {reason}"
         if puts or deletes:
             log.info("peer synced", extra={"peer": self._peer, "written": len(puts), "removed": len(deletes)})
         return refused
+
+    async def _write_exports(self, puts: Mapping[str, bytes], deletes: Set[str]) -> None:
+        # To remove what etcd has lost is no event there, and every replica would go on to believe that it is only lost.
+        lost = self._replica.lost
+        back = {key: lost[key].body or b"" for key in deletes & lost.keys()}
+        await write_records(self._etcd, self._leadership.guard, puts={**back, **puts})
+        await write_records(self._etcd, self._leadership.guard, puts={}, deletes=sorted(deletes))
 
     async def _keep_members(self, received: Received) -> Mapping[str, str]:
         refused = {}

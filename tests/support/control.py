@@ -76,16 +76,17 @@ class Control:
         etcd: str,
         arguments: Sequence[str],
         replica: str = "control-1",
+        manifests: str = "manifests",
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Replicas of one cluster share the folder."""
+        """Replicas of one cluster share the folder, and in it that of the manifests unless told otherwise."""
         address = free_address()
         self.name = name
         self.etcd = etcd
         self.folder = folder
         self.address = address
         self.data = folder / "control"
-        self.manifests = folder / "manifests"
+        self.manifests = folder / manifests
         self.manifests.mkdir(parents=True, exist_ok=True)
         self._log = folder / f"{replica}.log"
         self._command = (
@@ -134,6 +135,18 @@ class Control:
     async def kill(self) -> int:
         """Kills the process (SIGKILL)."""
         return await self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Freezes the process (SIGSTOP)."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets a paused process go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None, f"the control plane of {self.name} is not running"
+        self._process.send_signal(number)
 
     async def _end(self, how: signal.Signals) -> int:
         process, self._process = self._process, None
