@@ -109,7 +109,6 @@ def place(
 
     `drains` are the effective weights, in percent, of those that are drained; `silences` as in Snapshot.
     """
-    become = fates(offers, policy=policy, silences=silences, drains=drains)
     hosts = _once_by_address(
         sorted(
             _Host(_distance(audience, offer, endpoint), offer.cluster, endpoint, offer.reach.path)
@@ -118,6 +117,10 @@ def place(
             for endpoint in offer.endpoints
         )
     )
+    present = {host.member for host in hosts}
+    # Nobody takes over for a drained member with addresses that are not its own.
+    real = [offer if offer.cluster in present else msgspec.structs.replace(offer, endpoints=()) for offer in offers]
+    become = fates(real, policy=policy, silences=silences, drains=drains)
     serving = {name for name, fate in become.items() if fate in _CALLED}
     called = [host for host in hosts if host.member in serving]
     tiers = _tiers(called, policy.weights, {offer.cluster for offer in offers if offer.reach.is_stale})

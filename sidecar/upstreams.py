@@ -82,20 +82,30 @@ class CompiledUpstream(msgspec.Struct, frozen=True):
     endpoints: Resource
 
 
-@lru_cache(maxsize=_CACHED)
 def compile_upstreams(service: ResolvedService, domain: MeshDomain) -> tuple[CompiledUpstream, ...]:
-    """Returns what leads to each port of a service. A service without endpoints has an empty load assignment.
+    """Returns what leads to each port of a service. A service without endpoints has an empty load assignment."""
+    if not service.vouched:
+        return _compiled(service, domain)
+    # Every confirmation gives the same bytes another version: Envoy then gets them anew.
+    compiled = _compiled(msgspec.structs.replace(service, vouched=0), domain)
+    return tuple(CompiledUpstream(one.cluster, _again(one.endpoints, service.vouched)) for one in compiled)
 
-    Cached: of a picture that changed, nearly all services are equal to those of the picture before.
-    """
+
+def _again(assignment: Resource, count: int) -> Resource:
+    return msgspec.structs.replace(assignment, version=f"{assignment.version}.{count}")
+
+
+@lru_cache(maxsize=_CACHED)
+def _compiled(service: ResolvedService, domain: MeshDomain) -> tuple[CompiledUpstream, ...]:
+    """Cached: of a picture that changed, nearly all services are equal to those of the picture before."""
     sockets = _sockets(service.endpoints)
     compiled = []
     for port in service.ports:
         is_http = port.protocol is not Protocol.TCP
         upstream = _Upstream(domain, service.key, service.host, port.number, is_http, sockets)
         name = outbound_upstream(service.host, port.number)
-        assignment = builders.encode(name, _assignment(name, service, domain, is_http=is_http))
-        compiled.append(CompiledUpstream(_cluster(upstream), _vouched(assignment, service)))
+        assignment = _assignment(name, service, domain, is_http=is_http)
+        compiled.append(CompiledUpstream(_cluster(upstream), builders.encode(name, assignment)))
     return tuple(compiled)
 
 
@@ -203,13 +213,6 @@ def _assignment(
             if one.is_draining:
                 host.health_status = health_check_pb2.DRAINING
     return assignment
-
-
-def _vouched(assignment: Resource, service: ResolvedService) -> Resource:
-    """Gives an assignment that expires another version with every confirmation: Envoy then gets it anew."""
-    if service.expires_after is None:
-        return assignment
-    return msgspec.structs.replace(assignment, version=f"{assignment.version}.{service.vouched}")
 
 
 def _group(placed: PlacedEndpoint) -> tuple[int, str, str, ClusterName]:

@@ -25,7 +25,10 @@ class TypeUrl(StrEnum):
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """One resource. `body` is the deterministic encoding of the message; `version` is a hash of it."""
+    """One resource. `body` is the deterministic encoding of the message; `version` is a hash of it.
+
+    Where the same bytes must be sent once more, something is added to the version.
+    """
 
     name: str
     version: str

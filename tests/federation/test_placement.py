@@ -5,6 +5,7 @@ from datetime import timedelta
 from fractions import Fraction
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -209,6 +210,15 @@ def test_who_must_stay_though_drained(
     offers: Sequence[Offer], drained: Mapping[ClusterName, int], expected: Mapping[ClusterName, Fate]
 ) -> None:
     assert fates(offers, drains=drained) == expected
+
+
+def test_nobody_takes_over_with_an_address_that_another_has() -> None:
+    drained, thief = (
+        msgspec.structs.replace(one.reach, path=Path.DIRECT) for one in (offer("b"), offer("c", region=1))
+    )
+    pods = offer("b").endpoints
+    offers = [Offer(drained, PORTS, pods), Offer(thief, PORTS, pods)]
+    assert tiers(place(offers, HERE, drains={ClusterName("b"): 0})) == [["b"]]
 
 
 def test_a_stale_member_comes_last_and_leaves_the_weighted_ones() -> None:
