@@ -10,6 +10,8 @@ from federation.model import (
     Audience,
     ClusterSettings,
     Locality,
+    MemberCluster,
+    MemberSelector,
     NetworkName,
     Pod,
     PodKey,
@@ -81,3 +83,23 @@ def test_a_name_that_is_compiled_twice_is_a_bug() -> None:
 
 def _versions(resources: Mapping[str, msgspec.Struct]) -> Mapping[str, object]:
     return {name: resource.version for name, resource in resources.items()}
+
+
+def test_another_audience_of_an_export_changes_rules_and_routes_alone() -> None:
+    pod = a_pod("cart-1", "10.0.0.1")
+    names = [ClusterName(name) for name in ("north", "west")]
+    members = [Change(Section.MEMBERS, one, MemberCluster(one, NetworkName(one), "eu", ())) for one in names]
+    key = ServiceKey(SHOP, "cart")
+    before = apply(a_picture(pod), members)
+    after = apply(before, [Change(Section.EXPORTS, key, ServiceExport(key, (MemberSelector("west"),)))])
+    compiler = Compiler(SETTINGS, ["10.0.0.100"])
+    gateway = msgspec.structs.replace(
+        a_scope(pod),
+        audience=Audience(ProxyRole.GATEWAY, EAST, SETTINGS.network, Locality("eu"), SHOP),
+        address="10.0.0.99",
+        pod=None,
+    )
+    for scope, changed in ((a_scope(pod), TypeUrl.EXTENSION), (gateway, TypeUrl.ROUTES)):
+        one, two = compiler(before, scope), compiler(after, scope)
+        assert {kind for kind in one if one[kind] != two[kind]} == {changed}
+        assert one[changed].keys() == two[changed].keys()

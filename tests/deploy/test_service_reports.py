@@ -2,9 +2,11 @@
 
 from datetime import UTC, datetime, timedelta
 
+from deploy.control.reports import cluster_reports
 from deploy.control.service_reports import service_reports
 from federation.model import (
     ClusterSettings,
+    Departure,
     ExportedService,
     MemberCluster,
     MemberSelector,
@@ -17,7 +19,8 @@ from federation.model import (
     ServicePort,
     WhenStale,
 )
-from federation.reports import ConditionReport, ServiceReport
+from federation.peering.offer import ListenerStatus
+from federation.reports import ConditionReport, DrainReport, ServiceReport
 from federation.snapshot import EMPTY, Change, Section, apply
 from trust.spiffe import ClusterName, MeshDomain, Namespace
 
@@ -103,3 +106,19 @@ def test_what_callers_want_is_said_when_it_is_not_the_default() -> None:
     assert policy(ServicePolicy(WhenStale.DROP, timedelta(seconds=30))) == ("drop after 30s",)
     weights = ServicePolicy(WhenStale.PREFER_LOCAL, weights=((EAST, 90), (WEST, 10)))
     assert policy(weights) == ("prefer local when stale", "east=90, west=10")
+
+
+def test_a_member_is_shown_with_its_labels_and_what_it_refuses() -> None:
+    listener = ListenerStatus(WEST, THEN, (("Export shop/cart", "too many"),))
+    departure = Change(Section.DEPARTURES, NORTH, Departure(NORTH, THEN))
+    drain = DrainReport("west", "", 20, clients=False, sever=False, since=THEN, asked_of="west")
+    picture = apply(EMPTY, [*MEMBERS, departure])
+    found = {
+        one.name: one for one in cluster_reports(picture, SETTINGS, peers=(), listeners=(listener,), drains=(drain,))
+    }
+    assert found["west"].labels["tier"] == "gold"
+    assert found["west"].refuses == ("Export shop/cart: too many",)
+    assert found["west"].listens_since == THEN
+    assert found["west"].drains == (drain,)
+    assert found["north"].left == THEN
+    assert found["east"].labels["topology.kubernetes.io/region"] == "eu"

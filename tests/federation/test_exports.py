@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.model import (
+    EPOCH,
     ClusterSettings,
     Endpoint,
     ExportedService,
@@ -257,3 +258,28 @@ def test_only_what_changed_gets_a_new_moment() -> None:
     assert offered(picture(), SETTINGS, before=before, changed_at=later)[CART] is before[CART]
     changed = offered(picture(ready=False), SETTINGS, before=before, changed_at=later)
     assert changed[CART].changed_at == later
+
+
+def test_an_export_counts_from_when_it_was_created_or_first_offered() -> None:
+    created, later = THEN - timedelta(days=9), THEN + timedelta(days=9)
+    first = offered(picture(), SETTINGS, before={}, changed_at=THEN)
+    assert first[CART].exported_at == THEN
+    changed = offered(picture(ready=False), SETTINGS, before=first, changed_at=later)
+    assert (changed[CART].changed_at, changed[CART].exported_at) == (later, THEN)
+    dated = apply(picture(), [Change(Section.EXPORTS, CART, ServiceExport(CART, created=created))])
+    assert offered(dated, SETTINGS, before=first, changed_at=later)[CART].exported_at == created
+
+
+def test_an_upgrade_from_an_edition_that_does_not_say_since_when_sends_nothing_again() -> None:
+    old = {CART: exported(exported_at=EPOCH)}
+    new = offered(picture(), SETTINGS, before=old, changed_at=THEN + timedelta(days=9))
+    assert new[CART].exported_at == THEN
+    assert exports.export_version(new[CART]) == exports.export_version(old[CART])
+
+
+def test_what_a_later_edition_adds_does_not_make_another_version_here() -> None:
+    resource = exports.export_resource(exported())
+    body = msgspec.json.encode(msgspec.json.decode(resource.body) | {"weight": 7})
+    told = msgspec.structs.replace(read_export("shop/cart", body, WEST), version="theirs")
+    kept = exports.decode_export(exports.encode(told))
+    assert exports.export_version(kept) == "theirs"
