@@ -1,5 +1,8 @@
 """What a sidecar is told about others: which change changes what, and what must hold for any picture."""
 
+from datetime import timedelta
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -22,7 +25,7 @@ from federation.offers import Path
 from federation.placement import PlacedEndpoint
 from federation.snapshot import Change, Section, apply
 from federation.view import MeshView, ResolvedPeer, ResolvedService
-from federation.xds.resources import ResourceSet, TypeUrl
+from federation.xds.resources import Resource, ResourceSet, TypeUrl
 from sidecar.outbound import compile_outbound, outbound_listeners
 from tests.support.static_envoy import as_values
 from tests.support.two_clusters import DOMAIN, SHOP, Member, east_and_west, key
@@ -128,6 +131,8 @@ ENDPOINTS = st.builds(
     ),
     priority=st.just(0),
     path=st.sampled_from(Path),
+    weight=st.integers(1, 100),
+    is_draining=st.booleans(),
 )
 SERVICES = st.builds(
     lambda key, is_local, ports, endpoints: ResolvedService(
@@ -138,6 +143,51 @@ SERVICES = st.builds(
     st.lists(st.builds(ServicePort, st.sampled_from([80, 8080]), st.sampled_from(Protocol)), max_size=3),
     st.lists(ENDPOINTS, max_size=4),
 )
+
+
+PAGE = ServiceKey(SHOP, "page")
+
+
+def page(*endpoints: PlacedEndpoint, expires: int | None = None, vouched: int = 0) -> ResolvedService:
+    after = None if expires is None else timedelta(seconds=expires)
+    return ResolvedService(PAGE, clusterset_host(PAGE), (ServicePort(80, Protocol.HTTP),), endpoints, after, vouched)
+
+
+def placed(member: str, address: str, *, weight: int = 1, is_draining: bool = False) -> PlacedEndpoint:
+    endpoint = Endpoint(address, "page", ServiceAccount("page"), Locality("eu", "a"))
+    return PlacedEndpoint(ClusterName(member), endpoint, 0, Path.DIRECT, weight, is_draining)
+
+
+def assignment(service: ResolvedService) -> tuple[Resource, Any]:
+    resources = compile_outbound(view([service]))
+    (resource,) = resources[TypeUrl.ENDPOINTS].values()
+    (values,) = as_values(resources)[TypeUrl.ENDPOINTS].values()
+    return resource, values
+
+
+def test_a_locality_has_one_member_and_hosts_their_weights_where_they_differ() -> None:
+    two, one, gone = placed("west", "10.0.0.1", weight=2), placed("south", "10.0.0.2"), placed("west", "10.0.0.3")
+    _, values = assignment(page(one, two, msgspec.structs.replace(gone, priority=1, is_draining=True)))
+    assert [group["locality"]["sub_zone"] for group in values["endpoints"]] == ["south", "west", "west"]
+    hosts = [host for group in values["endpoints"] for host in group["lb_endpoints"]]
+    assert [host.get("load_balancing_weight") for host in hosts] == [None, 2, None]
+    assert [host.get("health_status") for host in hosts] == [None, None, "DRAINING"]
+    assert "policy" not in values
+
+
+def test_other_weights_and_drains_change_no_cluster() -> None:
+    before, after = page(placed("west", "10.0.0.1")), page(placed("west", "10.0.0.1", weight=3, is_draining=True))
+    name = f"outbound|80|{clusterset_host(PAGE)}"
+    changes = changed(compile_outbound(view([before])), compile_outbound(view([after])))
+    assert changes == {(TypeUrl.ENDPOINTS, name)}
+
+
+def test_a_confirmation_is_another_version_of_the_same_bytes() -> None:
+    first, values = assignment(page(placed("west", "10.0.0.1"), expires=30, vouched=1))
+    second, _ = assignment(page(placed("west", "10.0.0.1"), expires=30, vouched=2))
+    assert values["policy"] == {"endpoint_stale_after": "30s"}
+    assert first.body == second.body
+    assert first.version != second.version
 
 
 def view(services: list[ResolvedService], peers: list[ResolvedPeer] | None = None) -> MeshView:
