@@ -116,7 +116,11 @@ EMPTY = Snapshot()
 
 
 def apply(snapshot: Snapshot, changes: Sequence[Change | Replace]) -> Snapshot:
-    """Returns the next picture, or the very same object when nothing changed."""
+    """Returns the next picture, or the very same object when nothing changed.
+
+    That members were heard again, who were heard before, does not make a new revision: nothing follows from it, and it
+    is said of each of them every few seconds.
+    """
     sections: dict[Section, dict[Any, Any]] = {}
     for change in changes:
         match change:
@@ -137,6 +141,10 @@ def apply(snapshot: Snapshot, changes: Sequence[Change | Replace]) -> Snapshot:
     }
     if not changed:
         return snapshot
+    if changed.keys() == {Section.FRESHNESS.value} and not _is_news(
+        snapshot.freshness, changed[Section.FRESHNESS.value]
+    ):
+        return msgspec.structs.replace(snapshot, **changed)
     following = msgspec.structs.replace(snapshot, revision=snapshot.revision + 1, **changed)
     endpoints, revoked = _derive_endpoints(snapshot, following), _derive_revoked(snapshot, following)
     if endpoints == snapshot.endpoints and revoked == snapshot.revoked:
@@ -170,6 +178,17 @@ def resolve_target(target: int | str, number: int, pod: Pod) -> int | None:
             return target or number
         case str():
             return dict(pod.ports).get(target)
+
+
+def _is_news(before: Mapping[ClusterName, Freshness], after: Mapping[ClusterName, Freshness]) -> bool:
+    """Says whether more has changed than when members were last heard."""
+    if before.keys() != after.keys():
+        return True
+    return any(
+        one is not before[name]
+        and msgspec.structs.replace(one, heard=None) != msgspec.structs.replace(before[name], heard=None)
+        for name, one in after.items()
+    )
 
 
 def _section(snapshot: Snapshot, section: Section) -> Mapping[Any, Any]:

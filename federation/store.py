@@ -54,6 +54,9 @@ class MeshStore:
         following = picture.apply(self._snapshot, changes)
         if following is self._snapshot:
             return False
+        if following.revision == self._snapshot.revision:
+            self._snapshot = following  # nothing that anybody waits for
+            return True
         sections = {change.section for change in changes}
         if not sections <= _SECTIONS_OF_THE_CLOCK:
             is_remote = not sections.isdisjoint(_REMOTE_SECTIONS)

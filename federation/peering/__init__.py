@@ -11,6 +11,7 @@
                     visibility (which members get to know an export) P
                     farewells (who leaves, and comes back)
     by the clock    silences (how long each silent member has been silent, in every replica)
+                    beats (ours, on each stream)
     wakes           news (something happened that you have not seen)
 
 Publisher and peers are the leader's; offer, introductions and replica run in every replica. A cluster speaks for itself

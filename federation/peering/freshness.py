@@ -14,9 +14,10 @@ from datetime import datetime, timedelta
 from federation.model import Freshness, Liveness, Thresholds
 
 BEAT_PERIOD = timedelta(seconds=1)
-"""How often a cluster tells its peers that it lives."""
+"""How often a cluster tells its peers that it lives, at most; as often as they ask for (see `beat_period`)."""
+_BEATS = 4  # in the time after which a peer counts as stale
 LONGEST_SILENCE = timedelta(seconds=3)
-"""Of a stream, before it is made anew, through another gateway: two lost beats, and not yet a stale peer."""
+"""Of a stream, at least, before it is made anew, through another gateway: two lost beats, and not yet a stale peer."""
 SHORTEST_STALE = 2 * BEAT_PERIOD
 """Least of `stale_after`: with less, one beat that is late would count as silence."""
 TELL_EVERY = timedelta(seconds=5)
@@ -26,6 +27,16 @@ LOOK_EVERY = timedelta(milliseconds=500)
 _LONGEST_LOOK = 2 * LOOK_EVERY
 """More than that between two looks: the process stood still, and cannot have heard anybody."""
 _TELL_SHARE = 10  # silence is told when it has grown by this part of itself: a day in some hundred writes
+
+
+def beat_period(thresholds: Thresholds) -> timedelta:
+    """Returns how often a cluster with these thresholds asks its peers to beat: what stands more silence needs less."""
+    return max(BEAT_PERIOD, thresholds.stale_after / _BEATS)
+
+
+def longest_silence(thresholds: Thresholds) -> timedelta:
+    """Returns the silence of a stream after which it is made anew, through another gateway."""
+    return max(LONGEST_SILENCE, (_BEATS - 1) * beat_period(thresholds))
 
 
 class Silence:

@@ -5,6 +5,7 @@ Three tasks: one reads (so that signs of life are never held up by etcd), one ke
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 
 import grpc
 from envoy.config.core.v3.base_pb2 import Node
@@ -49,14 +50,16 @@ async def listen(
     *,
     node: Node,
     held: Mapping[TypeUrl, Mapping[str, str]],
+    silence: timedelta,
     on_sign: Callable[[], None],
     keep: Keep,
     ends: Callable[[], Awaitable[str]],
 ) -> str:
     """Listens until the stream ends and returns why it did.
 
-    `held` are the versions that we have, by type and name; `on_sign` is called at each sign of life; what `keep` raises
-    is raised, but for an etcd that is away, which ends the stream. So does `ends` when it returns, with its reason.
+    `held` are the versions that we have, by type and name; `silence` is how long the peer may say nothing; `on_sign` is
+    called at each sign of life; what `keep` raises is raised, but for an etcd that is away, which ends the stream. So
+    does `ends` when it returns, with its reason.
     """
     method = channel.stream_stream(
         f"/{FEDERATION_SERVICE}/{FEDERATION_METHOD}",
@@ -64,7 +67,7 @@ async def listen(
         response_deserializer=DeltaDiscoveryResponse.FromString,
     )
     call: Call = method()
-    session = _Session(call, on_sign, keep)
+    session = _Session(call, silence.total_seconds(), on_sign, keep)
     session.open(node, held)
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -88,8 +91,9 @@ async def _await(ends: Callable[[], Awaitable[str]]) -> str:
 class _Session:
     """What the three tasks of one stream share. Each runs until the stream ends, and returns why."""
 
-    def __init__(self, call: Call, on_sign: Callable[[], None], keep: Keep) -> None:
+    def __init__(self, call: Call, silence: float, on_sign: Callable[[], None], keep: Keep) -> None:
         self._call = call
+        self._silence = silence  # seconds
         self._on_sign = on_sign
         self._keep = keep
         self._client = DeltaClient(TYPES)
@@ -105,10 +109,10 @@ class _Session:
     async def read(self) -> str:
         while True:
             try:
-                async with asyncio.timeout(LONGEST_SILENCE.total_seconds()):
+                async with asyncio.timeout(self._silence):
                     response = await self._call.read()
             except TimeoutError:
-                return f"silent for {LONGEST_SILENCE.total_seconds():g} s"
+                return f"silent for {self._silence:g} s"
             except grpc.aio.AioRpcError as error:
                 if _TOO_LARGE in (error.details() or ""):
                     return f"{NOT_UNDERSTOOD}a response of more than {LARGEST_RESPONSE} bytes"
@@ -125,7 +129,7 @@ class _Session:
                 if any(len(resource.version) > LONGEST_VERSION for resource in received.upserts):
                     return f"{NOT_UNDERSTOOD}a version of more than {LONGEST_VERSION} characters"
                 if received.type_url is TypeUrl.BEAT:
-                    self._outgoing.put_nowait(self._client.acknowledge(received))
+                    self._client.acknowledge(received)  # nobody waits for the answer to a beat
                     if len(self._client.held[TypeUrl.BEAT]) > 1:
                         return f"{NOT_UNDERSTOOD}the beat of more than one cluster"
                 else:

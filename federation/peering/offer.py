@@ -8,10 +8,10 @@ does not know it does not ask for.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from operator import is_
 
 import grpc
 import msgspec
@@ -21,7 +21,8 @@ from federation import names
 from federation.etcd import EtcdClient
 from federation.model import ClusterSettings, ExportedService, MemberCluster, NetworkName, ServiceKey
 from federation.peering import exports, trust_records
-from federation.peering.exports import Beat, Malformed, short_line
+from federation.peering.beats import Beats
+from federation.peering.exports import Malformed, short_line
 from federation.peering.freshness import BEAT_PERIOD, LONGEST_SILENCE
 from federation.peering.intake import KINDS
 from federation.peering.introductions import Introductions
@@ -60,6 +61,10 @@ _HOLD = LONGEST_SILENCE - BEAT_PERIOD
 """How long a peer waits at most for its first answer until it is in the picture: not until it thinks us silent."""
 _TRUST_QUIET = timedelta(milliseconds=100)
 """Between two statements: the proxies of a cluster answer one after another."""
+
+
+_MADE_OF = (Section.SERVICES, Section.EXPORTS, Section.MEMBERS, Section.DEPARTURES, Section.DRAINS)
+"""The sections, beside what follows from others, that offers depend on."""
 
 
 class NotAPeer(Exception):
@@ -104,9 +109,9 @@ class Offer:
         self._exports: Mapping[ServiceKey, ExportedService] = {}
         self._unoffered: Mapping[ServiceKey, Unoffered] = {}
         self._stamped: set[ServiceKey] = set()  # exported since this replica first saw them, unless etcd says otherwise
-        self._origin: tuple[object, ...] = ()
         self._offers: Mapping[str, Resource] = {}
         self._shares = Shares({}, {})
+        self._member_resources: Mapping[MemberCluster, Resource] = {}
         self._resources: Mapping[TypeUrl, Mapping[str, Resource]] = {}
         self._introductions = Introductions(etcd)
         self._listeners: dict[DeltaStream, _Listener] = {}
@@ -145,8 +150,7 @@ class Offer:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_in_step())
             tasks.create_task(self._keep_trust_in_step())
-            tasks.create_task(pass_on(self._replica.news, self._resources_news))  # a grant may have come
-            tasks.create_task(self._beat())
+            tasks.create_task(pass_on(self._replica.own_news, self._resources_news))  # a grant may have come
             tasks.create_task(self._introductions.run())
 
     async def _keep_in_step(self) -> None:
@@ -158,15 +162,14 @@ class Offer:
             self._set({TypeUrl.MEMBER: self._known_members(snapshot)})
             self.news.tell()
             revision = snapshot.revision
-            snapshot = await self._store.wait_newer(revision)
+            before, snapshot = snapshot, await self._store.wait_newer(revision)
+            while not self._stamped and _is_the_same_to_us(before, snapshot):
+                revision = snapshot.revision
+                snapshot = await self._store.wait_newer(revision)
             seen_at = self._first_seen(revision)
 
     def _take_up(self, snapshot: Snapshot, seen_at: datetime) -> None:
         """Makes the offers of a picture. What stays as it is stays the very same object, down to the mappings."""
-        origin = (snapshot.services, snapshot.exports, snapshot.endpoints, snapshot.revoked, snapshot.departures)
-        if self._origin and not self._stamped and all(map(is_, origin, self._origin)):
-            return  # what peers say changes nothing here
-        self._origin = origin
         before = self._exports = self._as_published(self._exports)
         judged = {**before, **{key: one.exported for key, one in self._unoffered.items()}}
         has_left = self._settings.name in snapshot.departures
@@ -257,15 +260,9 @@ class Offer:
         own = self._keeper.own_member()
         # One that has left says farewell, to whoever asks and as long as it runs, and speaks for nobody else.
         others = [] if own.has_left else [member for member in snapshot.members.values() if member.name != own.name]
-        return {member.name: exports.member_resource(member) for member in (own, *exports.may_pass_on(others))}
-
-    async def _beat(self) -> None:
-        count = 0
-        while True:
-            count += 1
-            beat = exports.beat_resource(Beat(self._settings.name, count))
-            self._set({TypeUrl.BEAT: {beat.name: beat}})
-            await asyncio.sleep(BEAT_PERIOD.total_seconds())
+        told, known = (own, *exports.may_pass_on(others)), self._member_resources
+        self._member_resources = {member: known.get(member) or exports.member_resource(member) for member in told}
+        return {member.name: resource for member, resource in self._member_resources.items()}
 
     def _set(self, changed: Mapping[TypeUrl, Mapping[str, Resource]]) -> None:
         self._resources = {**self._resources, **changed}
@@ -287,31 +284,36 @@ class Offer:
         self._listeners[stream] = _Listener(peer, datetime.now(UTC), refusal)
         log.info("peer listens", extra={"peer": peer})
         try:
-            await serve_stream(context, first, stream=stream, feed=self._feed(peer))
+            await serve_stream(context, first, stream=stream, feed=self._feed(peer, first.node))
         finally:
             del self._listeners[stream]
             log.info("peer listens no more", extra={"peer": peer})
 
-    async def _feed(self, peer: ClusterName) -> AsyncIterator[ResourceSet]:
+    async def _feed(self, peer: ClusterName, node: Node) -> AsyncIterator[ResourceSet]:
+        """Yields what a peer should have, whenever that changed, and beats."""
         await self.wait_ready()
+        now = asyncio.get_running_loop().time
         issuer = own_issuer(self._keeper)
-        ends_at: float | None = None
+        ends_at = math.inf
+        beats = Beats(self._settings.name, node, now())
         while True:
             seen = self._resources_news.count
             self._refuse_revoked(peer)
-            if ends_at is None and own_issuer(self._keeper) != issuer:
-                ends_at = asyncio.get_running_loop().time() + spread()
+            if ends_at == math.inf and own_issuer(self._keeper) != issuer:
+                ends_at = now() + spread()
             grants = [trust_records.grant_resource(grant) for grant in self._keeper.grants_for(peer)]
             yield {
                 **self._resources,
+                TypeUrl.BEAT: {self._settings.name: beats.latest(now())},
                 TypeUrl.EXPORT: self._shares.of(self._record_of(peer)),
                 TypeUrl.TRUST_GRANT: {grant.name: grant for grant in grants},
             }
             try:
-                async with asyncio.timeout_at(ends_at):
+                async with asyncio.timeout_at(min(ends_at, beats.due_at)):
                     await self._resources_news.wait_newer(seen)
             except TimeoutError:
-                raise Unavailable("this cluster has a new authority: connect again") from None
+                if now() >= ends_at:
+                    raise Unavailable("this cluster has a new authority: connect again") from None
 
     def _record_of(self, peer: ClusterName) -> MemberCluster:
         # Of one that is not in the picture yet its certificate tells the name, and nothing tells its labels.
@@ -351,6 +353,13 @@ class Offer:
             self._introductions.note(exports.read_member(peer, fields[INTRODUCTION].string_value.encode(), peer))
         except Malformed as error:
             raise Refused(f"the introduction cannot be believed: {error}") from error
+
+
+def _is_the_same_to_us(before: Snapshot, after: Snapshot) -> bool:
+    """Says whether nothing has changed of which this cluster's offers, and whom they are for, are made."""
+    return all(getattr(before, section.value) is getattr(after, section.value) for section in _MADE_OF) and (
+        before.endpoints is after.endpoints and before.revoked is after.revoked
+    )
 
 
 def peer_of(certificate_pem: bytes, domain: MeshDomain) -> ClusterName:

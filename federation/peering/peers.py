@@ -20,10 +20,11 @@ from federation.etcd.election import Leadership
 from federation.model import ClusterSettings, Freshness, GatewayAddress, Liveness
 from federation.peering import exports
 from federation.peering.allowance import Pace
+from federation.peering.beats import PACE
 from federation.peering.diagnosis import diagnose
 from federation.peering.dialing import PeerUnavailable, open_channel
 from federation.peering.exports import short_line
-from federation.peering.freshness import LOOK_EVERY, Silence, is_worth_telling, judge
+from federation.peering.freshness import LOOK_EVERY, Silence, beat_period, is_worth_telling, judge, longest_silence
 from federation.peering.intake import KINDS, Intake
 from federation.peering.listening import NOT_UNDERSTOOD, listen
 from federation.peering.membership import REVOKED, why_revoked
@@ -124,7 +125,7 @@ class Peers:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(pass_on(self._replica.news, self._due))
+                tasks.create_task(pass_on(self._replica.own_news, self._due))
                 tasks.create_task(pass_on(self._keeper.news, self._due))
                 snapshot = await self._store.wait_ready()
                 attending: dict[ClusterName, asyncio.Task[None]] = {}
@@ -139,7 +140,9 @@ class Peers:
                         del self._hearings[peer]
                         log.info("peer has left", extra={"peer": peer})
                     self._due.tell()
-                    snapshot = await self._store.wait_newer(snapshot.revision)
+                    revoked = snapshot.revoked
+                    while self._present(snapshot) == present and snapshot.revoked is revoked:
+                        snapshot = await self._store.wait_newer(snapshot.revision)
         finally:
             self._hearings.clear()
 
@@ -224,7 +227,13 @@ class Peers:
                 hearing.gateway, peer=peer, domain=self._settings.domain, svid=svid, trust_bundle=bundle
             ) as channel:
                 problem = await listen(
-                    channel, node=self._node(hearing), held=held, on_sign=heard, keep=keep, ends=ends
+                    channel,
+                    node=self._node(hearing),
+                    held=held,
+                    silence=longest_silence(self._settings.thresholds),
+                    on_sign=heard,
+                    keep=keep,
+                    ends=ends,
                 )
         except PeerUnavailable as error:
             why = await diagnose(hearing.gateway, peer, domain=self._settings.domain, trust_bundle=bundle)
@@ -261,7 +270,8 @@ class Peers:
 
     def _node(self, hearing: _Hearing) -> Node:
         node = Node(id=self._settings.name)
-        node.metadata.update({INTRODUCTION: exports.encode(self._keeper.own_member()).decode()})
+        pace = beat_period(self._settings.thresholds).total_seconds()
+        node.metadata.update({INTRODUCTION: exports.encode(self._keeper.own_member()).decode(), PACE: pace})
         if _STREAM in hearing.rejections:
             node.metadata.update({REFUSAL: hearing.rejections[_STREAM].message})
         return node

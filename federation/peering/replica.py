@@ -63,11 +63,13 @@ class Replica:
         self._lost: dict[str, Lost] = {}
         self._past: dict[tuple[str, bytes], None] = {}  # what records of _ADMINS said before, the oldest first
         self.news = News()
+        self.own_news = News()
 
     @property
     def records(self) -> Mapping[str, bytes]:
         """What etcd holds, by key: members, freshness, exports (those of this cluster too), revocations, statements
-        and grants. `news` tells when it changed."""
+        and grants. `news` tells when it changed, `own_news` only when something else changed than what the others
+        offer and when they were heard: in a large mesh that is nearly all."""
         return MappingProxyType(self._records)
 
     @property
@@ -77,11 +79,7 @@ class Replica:
 
     @property
     def losses(self) -> int:
-        """How often it came into doubt what etcd holds: then whoever wrote must make sure of what is there.
-
-        It does when etcd comes back with less than it had, and again when that is written again: something of it may
-        have been taken back by its owner in the meantime.
-        """
+        """How often etcd came back with less than it had: then whoever wrote must make sure of what is there."""
         return self._losses
 
     @property
@@ -98,12 +96,13 @@ class Replica:
                         self._relist(item)
                         self._store.mark_listed(ORIGIN)
                         self.news.tell()
+                        self.own_news.tell()
                     case Event():
                         self._follow(item)
-                        if (
-                            _is_ours(item.key) or item.key == names.REFILLED_KEY
-                        ):  # what proxies acknowledge comes in the same stream, and is much
+                        if _is_ours(item.key):  # what proxies acknowledge comes in the same stream, and is much
                             self.news.tell()
+                            if self._concerns_us(item.key):
+                                self.own_news.tell()
 
     def _relist(self, listing: Listing) -> None:
         if listing.is_after_loss:
@@ -143,12 +142,9 @@ class Replica:
 
     def _follow(self, event: Event) -> None:
         self._revision = event.revision
-        if event.key == names.REFILLED_KEY:
-            self._losses += 1
         if not _is_ours(event.key):
             return
-        if self._lost.pop(event.key, None) and not self._lost:
-            self._losses += 1
+        self._lost.pop(event.key, None)
         held = self._records.pop(event.key, None)
         if event.item is not None:
             self._records[event.key] = event.item.value
@@ -197,6 +193,10 @@ class Replica:
         """Says whether a record is what this cluster says of itself: the leader knows better what it should say."""
         place = place_of(key)
         return place is not None and place.section not in _ADMINS and place.cluster == self._settings.name
+
+    def _concerns_us(self, key: str) -> bool:
+        place = place_of(key)
+        return place is None or place.section not in _OF_OTHERS or place.cluster == self._settings.name
 
     def _place(self, key: str) -> Place | None:
         """Returns where a record belongs in the picture; None for what this cluster tells the others."""

@@ -30,6 +30,10 @@ _ONE_BY_ONE = frozenset({TypeUrl.ROUTES, TypeUrl.SECRET, TypeUrl.EXTENSION})
 """Types that go alone, since Envoy's refusal names no culprit and the same bytes, sent again, may be taken unseen.
 Endpoints would belong here too; they are many, and taken or refused alike every time, so they go together."""
 
+_UNANSWERED = frozenset({TypeUrl.BEAT})
+"""Types that nobody answers, and that count as taken when they are sent: an answer to each beat, of each peer, was half
+of what a mesh of many costs that does nothing."""
+
 _NAMED_IN_REFUSALS = frozenset({TypeUrl.CLUSTER, TypeUrl.LISTENER, TypeUrl.EXPORT, TypeUrl.MEMBER})
 """Types of which a refusal mostly names the culprits. Envoy's: `Error adding/updating cluster(s) NAME: why, NAME: why`;
 that of another control plane: `Export NAME: why; Export NAME: why`."""
@@ -198,7 +202,10 @@ class Channel:
     def send(self, nonce: str, due: Due) -> None:
         """Notes that `due` (or a part of it) is on its way."""
         versions = {resource.name: resource.version for resource in due.upserts}
-        self.flights[nonce] = Flight(versions, due.removed)
+        if self.type_url in _UNANSWERED:
+            self.held.update(versions)
+        else:
+            self.flights[nonce] = Flight(versions, due.removed)
         self._sent.update(versions)
         for name in versions.keys() & self.parked.keys():
             wanted = self.wanted(name)

@@ -26,6 +26,7 @@ def main() -> None:
 @click.option("--endpoints", default=5, show_default=True, help="Of each service.")
 @click.option("--rate", "rates", multiple=True, type=float, default=(10.0, 50.0), show_default=True)
 @click.option("--seconds", default=15.0, show_default=True, help="Of each rate.")
+@click.option("--stale-after", default=30.0, show_default=True, help="Seconds; members beat four times as often.")
 @click.option("-o", "--output", type=_FORMAT, default="table", show_default=True)
 @click.option("--save", type=click.Path(path_type=Path), help="Write the JSON to a file, too.")
 def simulation(
@@ -34,11 +35,19 @@ def simulation(
     endpoints: int,
     rates: tuple[float, ...],
     seconds: float,
+    stale_after: float,
     output: str,
     save: Path | None,
 ) -> None:
     """Many members with real etcd, control planes and TLS: what one costs, at rest, per change and when it joins."""
-    plan = Plan(members=members, services=services, endpoints=endpoints, rates=rates, churn_seconds=seconds)
+    plan = Plan(
+        members=members,
+        services=services,
+        endpoints=endpoints,
+        rates=rates,
+        churn_seconds=seconds,
+        stale_after=stale_after,
+    )
 
     async def run() -> Figures:
         async with prepare(plan, lambda text: click.echo(text, err=True)) as prepared:

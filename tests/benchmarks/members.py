@@ -81,8 +81,8 @@ class SimulatedMember:
 @asynccontextmanager
 async def run_member(plan: Plan, spec: Spec, folder: Path) -> AsyncIterator[SimulatedMember]:
     """Runs a member; gives it when its leader leads and its port is open."""
-    settings = settings_of(spec.index, spec.address)
-    issuer = _issuer(spec)
+    settings = settings_of(plan, spec.index, spec.address)
+    issuer = _issuer(plan, spec)
     documents = tuple(msgspec.json.decode(each, type=TrustBundle) for each in spec.documents)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(EtcdClient((spec.etcd,)))
@@ -106,12 +106,12 @@ async def run_member(plan: Plan, spec: Spec, folder: Path) -> AsyncIterator[Simu
                 task.cancel()
 
 
-def _issuer(spec: Spec) -> Issuer:
+def _issuer(plan: Plan, spec: Spec) -> Issuer:
     key = load_pem_private_key(spec.key.encode(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     root = load_pem_x509_certificate(spec.root.encode())
     certificate = load_pem_x509_certificate(spec.certificate.encode())
-    settings = settings_of(spec.index, spec.address)
+    settings = settings_of(plan, spec.index, spec.address)
     authority = Intermediate(
         cluster=name_of(spec.index), domain=settings.domain, certificate=certificate, root=root, key=key
     )

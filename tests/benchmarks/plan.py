@@ -31,13 +31,13 @@ from trust.spiffe import ClusterName, Namespace, ServiceAccount
 NAMESPACE = Namespace("shop")
 _SHARED_EVERY = 5  # each fifth service is exported by several members
 _SHARING = 5  # members that export a shared service
-_PATIENCE = Thresholds(stale_after=timedelta(seconds=30))
-# Fifty control planes on a few cores stand in each other's way as clusters do not: lateness is measured, not punished.
 
 
 class Plan(msgspec.Struct, frozen=True):
     """The size of a simulation. `rates` are endpoints that come or go each second, in all members together.
 
+    `stale_after` is patient by default: fifty control planes on a few cores stand in each other's way as clusters do
+    not. Lateness is to be measured, not punished. Members beat every quarter of it.
     After `settle_seconds`, what a change caused is taken to be over.
     """
 
@@ -49,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True):
     idle_seconds: float = 10.0
     join_seconds: float = 5.0
     settle_seconds: float = 3.0
+    stale_after: float = 30.0
     seed: int = 1
 
 
@@ -70,7 +71,7 @@ def name_of(index: int) -> ClusterName:
     return ClusterName(f"m{index}")
 
 
-def settings_of(index: int, address: str) -> ClusterSettings:
+def settings_of(plan: Plan, index: int, address: str) -> ClusterSettings:
     """Returns what a member's control plane is told. Its gateway is its own federation port: no proxy is between."""
     return ClusterSettings(
         name=name_of(index),
@@ -79,7 +80,7 @@ def settings_of(index: int, address: str) -> ClusterSettings:
         region=f"region-{index % 4}",
         zones=("a", "b"),
         gateways=(GatewayAddress(address, FEDERATION_PORT),),
-        thresholds=_PATIENCE,
+        thresholds=Thresholds(stale_after=timedelta(seconds=plan.stale_after)),
     )
 
 

@@ -153,7 +153,7 @@ class Simulation:
         specs = tuple(self._spec(number, has_sidecar=has_sidecar) for number in numbers)
         await worker.ask(commands.Start(self._plan, specs), Done)
         worker.members += numbers
-        first = exports.own_member(settings_of(1, self._address(1)), certificate=self._certificates[1])
+        first = exports.own_member(settings_of(self._plan, 1, self._address(1)), certificate=self._certificates[1])
         for number in numbers:
             if number != 1:
                 await worker.ask(commands.Introduce(number, first), Done)

@@ -26,6 +26,7 @@ from federation.model import (
 from federation.peering import exports
 from federation.peering.allowance import MOST_PORTS
 from federation.peering.dialing import open_channel
+from federation.peering.freshness import LONGEST_SILENCE
 from federation.peering.listening import listen
 from federation.peering.offer import INTRODUCTION
 from federation.xds.client import Received
@@ -304,4 +305,12 @@ async def call(east: ClusterUnderTest, svid: X509Svid, introduction: MemberClust
         svid=svid,
         trust_bundle=east.issuer.trust_bundle_pem,
     ) as channel:
-        return await listen(channel, node=node, held={}, on_sign=lambda: pytest.fail("served"), keep=keep, ends=ends)
+        return await listen(
+            channel,
+            node=node,
+            held={},
+            silence=LONGEST_SILENCE,
+            on_sign=lambda: pytest.fail("served"),
+            keep=keep,
+            ends=ends,
+        )

@@ -3,14 +3,26 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.model import Locality, Pod, PodKey, Protocol, Service, ServiceKey, ServicePort
+from federation.model import (
+    EPOCH,
+    Freshness,
+    Liveness,
+    Locality,
+    Pod,
+    PodKey,
+    Protocol,
+    Service,
+    ServiceKey,
+    ServicePort,
+)
 from federation.snapshot import EMPTY, Change, Replace, Section, Snapshot, apply
 from federation.store import MeshStore
-from trust.spiffe import Namespace, ServiceAccount
+from trust.spiffe import ClusterName, Namespace, ServiceAccount
 
 SHOP = Namespace("shop")
 LABELS = st.lists(st.sampled_from([("app", "cart"), ("app", "pay"), ("tier", "web")]), unique=True, max_size=2)
@@ -124,3 +136,17 @@ def test_a_change_without_effect_is_no_news() -> None:
     assert store.snapshot is EMPTY
     with pytest.raises(AttributeError):
         store.snapshot.revision = 2  # type: ignore[misc]
+
+
+def test_that_a_member_was_heard_again_is_kept_and_is_no_new_revision() -> None:
+    west = ClusterName("west")
+    first = Freshness(Liveness.LIVE, since=EPOCH, heard=EPOCH)
+    before = apply(EMPTY, [Change(Section.FRESHNESS, west, first)])
+
+    again = msgspec.structs.replace(first, heard=EPOCH + timedelta(seconds=5))
+    after = apply(before, [Change(Section.FRESHNESS, west, again)])
+    silent = msgspec.structs.replace(again, state=Liveness.STALE)
+
+    assert after.freshness[west] == again
+    assert after.revision == before.revision
+    assert apply(after, [Change(Section.FRESHNESS, west, silent)]).revision == after.revision + 1
