@@ -90,7 +90,7 @@ async def drain(order: Order, tools: Tools) -> DrainOutcome:
         aborted=aborted,
         told=() if run.by_itself and not run.alone else tuple(sorted(run.alone)),
         refused=tuple(refused.values()),
-        remaining=() if is_empty and not run.kept else run.remaining(),
+        remaining=tuple(one for one in run.remaining() if not broken and (not is_empty or one.service in run.kept)),
         kept=tuple(sorted(run.kept)),
         not_reached=not_reached,
         uncounted=uncounted,

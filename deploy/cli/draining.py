@@ -18,7 +18,7 @@ SHORTEST_STEP = timedelta(seconds=1)  # proxies report once a second while a dra
 FULL = 100  # percent: what a member gets that is not drained
 WINDOW = 10.0  # seconds over which errors are counted
 MOMENT = 2.0  # seconds over which calls a second are counted
-MIN_REQUESTS = 20  # in the window, before their errors say anything
+MIN_REQUESTS = 5  # in the window, before their errors say anything; who fails is ejected, and gets hardly more
 MIN_FAILED = 3  # likewise: one bad answer ends no drain, however few there are
 FRESH_REPORTS = 2  # without a call, of every replica, until a member counts as carrying nothing
 

@@ -104,7 +104,7 @@ def test_what_is_no_rule_is_refused_with_the_right_form(words: str, message: str
     [
         (Errors(1000, 11), True),
         (Errors(1000, 10), False),  # just 1 %
-        (Errors(19, 19), False),  # too few to say anything
+        (Errors(4, 4), False),  # too few to say anything
         (Errors(20, 2), False),  # may be an accident
         (Errors(20, 3), True),
         (Errors(), False),

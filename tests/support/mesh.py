@@ -80,11 +80,13 @@ class Isthmus:
     def start_load(self, target: str, url: str, *, rate: int, seconds: int) -> "Load":
         """Starts `lab load` and returns at once."""
         words = ("lab", "load", "--name", self.name, target, url)
-        words += ("--rate", str(rate), "--duration", f"{seconds}s", "-o", "json")
+        return Load(self.start(*words, "--rate", str(rate), "--duration", f"{seconds}s", "-o", "json"), seconds)
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        """Starts `isthmus WORDS` and returns at once: the caller waits for its end."""
         command = [sys.executable, "-m", "deploy.cli.main", *words]
-        return Load(
-            subprocess.Popen(command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
-            seconds,
+        return subprocess.Popen(
+            command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
 

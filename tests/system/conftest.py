@@ -42,6 +42,13 @@ def _service(name: str, port: int, target: int, protocol: str) -> list[dict[str,
     ]
 
 
+def _echo(folder: Path) -> dict[str, object]:
+    """A workload of which calls and streams are moved from one cluster to another: HTTP, gRPC and TCP."""
+    return _workload(
+        "echo", 8080, "echo.py", "serve", "{address}", "{cluster}", str(folder / "sick") + "/{cluster}-{name}"
+    )
+
+
 def _write_files(folder: Path) -> Path:
     """Writes the lab file and its manifests; `sick/<cluster>-<pod>` makes that cart answer 503."""
     (folder / "sick").mkdir()
@@ -52,7 +59,13 @@ def _write_files(folder: Path) -> Path:
         *_service("socket", 8765, 8765, "kubernetes.io/ws"),
         *_service("redis", 6379, 6379, "tcp"),
     ]
-    for cluster, objects in (("east", services), ("west", [*services, *remote]), ("south", services)):
+    echo = _service("echo", 80, 8080, "http")
+    echo[0]["spec"]["ports"] += [  # type: ignore[index]
+        {"name": "stream", "port": 50052, "targetPort": 50052, "appProtocol": "grpc"},
+        {"name": "lines", "port": 7000, "targetPort": 7000, "appProtocol": "tcp"},
+    ]
+    echo[0]["spec"]["ports"][0]["name"] = "web"  # type: ignore[index]
+    for cluster, objects in (("east", services), ("west", [*services, *remote, *echo]), ("south", [*services, *echo])):
         (folder / cluster).mkdir()
         (folder / cluster / "services.yaml").write_text(yaml.safe_dump_all(objects))
     cart = ("sometimes_sick.py", "{address}", "{port}", "{name}", str(folder / "sick") + "/{cluster}-{name}")
@@ -73,7 +86,10 @@ def _write_files(folder: Path) -> Path:
                         8080,
                         "",
                         *(sys.executable, "-m", "http.server", "--bind", "{address}", "{port}"),
-                        uses=[{"service": "redis.shop.svc.clusterset.local", "port": 6379, "env": "REDIS"}],
+                        uses=[
+                            {"service": "redis.shop.svc.clusterset.local", "port": 6379, "env": "REDIS"},
+                            {"service": "echo.shop.svc.clusterset.local", "port": 7000, "env": "LINES"},
+                        ],
                     ),
                 ],
             },
@@ -88,6 +104,7 @@ def _write_files(folder: Path) -> Path:
                     _workload("files", 8000, "", *(sys.executable, "-m", "http.server", "--bind", "{address}", "8000")),
                     _workload("rpc", 50051, "grpc_echo.py", "serve", "{address}:{port}", "{cluster}/{name}"),
                     _workload("socket", 8765, "websocket_echo.py", "serve", "{address}", "{port}", "{cluster}/{name}"),
+                    _echo(folder),
                     _workload("redis", 6379, "", *(server, "--bind", "{address}", "--port", "{port}", "--save", "")),
                 ],
             },
@@ -96,7 +113,7 @@ def _write_files(folder: Path) -> Path:
                 "region": "ap",
                 "cloud": "two",
                 "manifests": ["south"],
-                "workloads": [_workload("cart", 8080, *cart)],
+                "workloads": [_workload("cart", 8080, *cart), _echo(folder)],
             },
         ],
         "links": [{"between": ["east", "west"], "latency": "2ms"}],
