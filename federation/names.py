@@ -232,6 +232,8 @@ def proxy_key(node: str) -> str:
 
 
 LEADER_KEY = f"{ETCD_PREFIX}leader"
+REFILLED_KEY = f"{ETCD_PREFIX}refilled"
+"""Written by a replica that wrote again what etcd had lost and the leader did not know of."""
 
 
 def parse_etcd_key(text: str) -> tuple[str, ClusterName, ServiceKey | None] | None:

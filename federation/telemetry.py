@@ -38,9 +38,11 @@ TRUST_SEQUENCE = "isthmus.trust.sequence"
 TRUST_WARNINGS = "isthmus.trust.warnings"
 REVOCATIONS = "isthmus.revocations"
 PROBLEMS = "isthmus.problems"
+DRAINS = "isthmus.drains"
+OPEN = "isthmus.open"
 
 SCOPE, ROLE, TYPE, STATE, SEVERITY, KIND = "scope", "role", "type", "state", "severity", "kind"
-REASON, ORIGIN = "reason", "origin"
+REASON, ORIGIN, MEMBER = "reason", "origin", "member"
 
 # Seconds. A healthy local change takes some 20 ms, a remote one some 100 ms; a minute means that a proxy was away.
 _CONVERGENCE_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -54,7 +56,7 @@ class Gauges(msgspec.Struct, frozen=True):
     `rejections` counts by short xDS type, `peers` by liveness, `findings` by severity, `objects` by kind, `proxies` and
     `proxies_in_step` by role. `certificate_left` is in seconds, the least of each kind (leaf, intermediate, root).
     `trust_proxies` counts by what they have taken of the mesh's trust, `revocations` by who decided, `problems` by what
-    they are with.
+    they are with, `drains` by what is drained (a cluster, a service), `open` by the member that calls are open to.
     """
 
     revision: int = 0
@@ -71,6 +73,8 @@ class Gauges(msgspec.Struct, frozen=True):
     trust_proxies: Mapping[str, int] = _NONE
     revocations: Mapping[str, int] = _NONE
     problems: Mapping[str, int] = _NONE
+    drains: Mapping[str, int] = _NONE
+    open: Mapping[str, int] = _NONE
 
 
 class Telemetry:
@@ -130,6 +134,8 @@ class Telemetry:
             CERTIFICATE_LEFT, KIND, lambda now: now.certificate_left, "Time until the first of a kind expires.", "s"
         )
         labelled(TRUST_PROXIES, STATE, lambda now: now.trust_proxies, "Proxies by what they have taken of the trust.")
+        labelled(DRAINS, KIND, lambda now: now.drains, "Drains in force here, of members and of services.")
+        labelled(OPEN, MEMBER, lambda now: now.open, "Requests, streams and TCP connections open to each member.")
         labelled(PROBLEMS, KIND, lambda now: now.problems, "What does not work now, as `isthmus status` says.")
         labelled(REVOCATIONS, ORIGIN, lambda now: now.revocations, "Who is believed no longer, by who decided.")
 

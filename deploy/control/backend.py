@@ -299,5 +299,7 @@ class Backend:
             is_leading=parts is not None and parts.leader == self._options.replica,
             standing=parts.trust_backend.standing() if parts and self.is_ready else None,
             problems=problems.counts(self._problems),
+            drains=parts.drain_backend.drains() if parts else (),
+            loads=parts.load().loads if parts else (),
             now=datetime.now(UTC),
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from operator import is_
 
 from federation.model import (
     Audience,
@@ -41,6 +42,7 @@ class Compiler:
         self._views = Views(settings)
         self._outbound: dict[Audience, ResourceSet] = {}
         self._offered: Mapping[ServiceKey, ExportedService] = {}
+        self._origin: tuple[object, ...] = ()
         self._inbound: dict[Pod, tuple[ProxyScope, tuple[InboundPort, ...], ResourceSet]] = {}
         self._epochs = Epochs()
         self._revoked: tuple[Revocation, ...] = ()
@@ -75,8 +77,11 @@ class Compiler:
             return
         self._revision = snapshot.revision
         self._outbound.clear()
-        # changed_at has no meaning for a gateway: a constant keeps what did not change equal to itself
-        self._offered = offered(snapshot, self._settings, before=self._offered, changed_at=_EPOCH)
+        origin = (snapshot.services, snapshot.exports, snapshot.endpoints, snapshot.revoked)
+        if not (self._origin and all(map(is_, origin, self._origin))):  # what peers say changes nothing here
+            self._origin = origin
+            # changed_at has no meaning for a gateway: a constant keeps what did not change equal to itself
+            self._offered = offered(snapshot, self._settings, before=self._offered, changed_at=_EPOCH)
         chosen = audiences(snapshot, self._settings)
         if snapshot.revoked != self._revoked or chosen != self._audiences:
             self._revoked, self._audiences = snapshot.revoked, chosen

@@ -1,7 +1,7 @@
 """What a control plane says about itself, made from its picture and its proxies. Pure."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -26,6 +26,7 @@ from federation.reports import (
     ProxyReport,
     RejectionReport,
     RevocationOrigin,
+    ServiceLoad,
     TypeReport,
 )
 from federation.snapshot import Snapshot
@@ -161,6 +162,8 @@ def gauges(
     is_leading: bool,
     standing: Standing | None,
     problems: Mapping[str, int],
+    drains: Iterable[DrainReport],
+    loads: Iterable[ServiceLoad],
     now: datetime,
 ) -> Gauges:
     """Returns what is measured at a scrape; `standing` is None before the cluster has joined."""
@@ -186,6 +189,8 @@ def gauges(
         trust_proxies=trust_proxies(standing.statement) if standing else {},
         revocations={origin.value: revocations[origin.value] for origin in RevocationOrigin},
         problems=problems,
+        drains={"cluster": 0, "service": 0} | Counter("service" if drain.service else "cluster" for drain in drains),
+        open=_open_by_member(loads),
     )
 
 
@@ -285,6 +290,13 @@ def _later(one: datetime | None, other: datetime | None) -> datetime | None:
 
 def _gateways(addresses: Sequence[GatewayAddress]) -> tuple[str, ...]:
     return tuple(host_port(gateway.address, gateway.port) for gateway in addresses)
+
+
+def _open_by_member(loads: Iterable[ServiceLoad]) -> Mapping[str, int]:
+    counts: Counter[str] = Counter()
+    for load in loads:
+        counts[load.member] += load.open
+    return counts
 
 
 def _peers_by_state(snapshot: Snapshot, own: ClusterName) -> Mapping[str, int]:

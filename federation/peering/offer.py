@@ -12,6 +12,7 @@ import math
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from operator import is_
 
 import grpc
 import msgspec
@@ -109,6 +110,7 @@ class Offer:
         self._exports: Mapping[ServiceKey, ExportedService] = {}
         self._unoffered: Mapping[ServiceKey, Unoffered] = {}
         self._stamped: set[ServiceKey] = set()  # exported since this replica first saw them, unless etcd says otherwise
+        self._origin: tuple[object, ...] = ()
         self._offers: Mapping[str, Resource] = {}
         self._shares = Shares({}, {})
         self._member_resources: Mapping[MemberCluster, Resource] = {}
@@ -170,6 +172,10 @@ class Offer:
 
     def _take_up(self, snapshot: Snapshot, seen_at: datetime) -> None:
         """Makes the offers of a picture. What stays as it is stays the very same object, down to the mappings."""
+        origin = (snapshot.services, snapshot.exports, snapshot.endpoints, snapshot.revoked, snapshot.departures)
+        if self._origin and not self._stamped and all(map(is_, origin, self._origin)):
+            return  # what peers say changes nothing here
+        self._origin = origin
         before = self._exports = self._as_published(self._exports)
         judged = {**before, **{key: one.exported for key, one in self._unoffered.items()}}
         has_left = self._settings.name in snapshot.departures

@@ -88,10 +88,13 @@ class Publisher:
             await self._replica.news.wait_newer(seen)
 
     async def _help(self) -> None:
+        missing = {
+            key: one.body for key, one in self._replica.lost.items() if one.found is None and one.body is not None
+        }
         try:
-            for key, lost in list(self._replica.lost.items()):
-                if lost.body is not None and lost.found is None:
-                    await self._etcd.put_if_absent(key, lost.body)
+            written = [key for key, body in missing.items() if await self._etcd.put_if_absent(key, body)]
+            if written:
+                await self._etcd.put(names.REFILLED_KEY, b"")
         except (EtcdUnavailable, EtcdRefused) as error:
             log.warning("lost records not written", extra={"reason": str(error)})
 

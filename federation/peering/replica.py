@@ -79,7 +79,11 @@ class Replica:
 
     @property
     def losses(self) -> int:
-        """How often etcd came back with less than it had: then whoever wrote must make sure of what is there."""
+        """How often it came into doubt what etcd holds: then whoever wrote must make sure of what is there.
+
+        It does when etcd comes back with less than it had, and again when that is written again: something of it may
+        have been taken back by its owner in the meantime.
+        """
         return self._losses
 
     @property
@@ -99,7 +103,9 @@ class Replica:
                         self.own_news.tell()
                     case Event():
                         self._follow(item)
-                        if _is_ours(item.key):  # what proxies acknowledge comes in the same stream, and is much
+                        if (
+                            _is_ours(item.key) or item.key == names.REFILLED_KEY
+                        ):  # what proxies acknowledge comes in the same stream, and is much
                             self.news.tell()
                             if self._concerns_us(item.key):
                                 self.own_news.tell()
@@ -142,9 +148,12 @@ class Replica:
 
     def _follow(self, event: Event) -> None:
         self._revision = event.revision
+        if event.key == names.REFILLED_KEY:
+            self._losses += 1
         if not _is_ours(event.key):
             return
-        self._lost.pop(event.key, None)
+        if self._lost.pop(event.key, None) and not self._lost:
+            self._losses += 1
         held = self._records.pop(event.key, None)
         if event.item is not None:
             self._records[event.key] = event.item.value

@@ -5,10 +5,13 @@ time, while somebody needs it        --vouching_period---->   Section.VOUCHED, o
 """
 
 import asyncio
+import secrets
 
 from federation import staleness
 from federation.snapshot import VOUCHED_KEY, Change, Replace, Section
 from federation.store import MeshStore
+
+_FIRST_COUNTS = 1 << 31
 
 
 class Silences:
@@ -34,18 +37,24 @@ class Silences:
     async def _vouch(self) -> None:
         """Counts up once a period, by a clock that nobody sets; waits for the picture alone while nobody needs it."""
         loop = asyncio.get_running_loop()
-        snapshot, last = self._store.snapshot, loop.time()
+        # A proxy that comes here from another replica, or from the life before, must be told again at once: what it
+        # holds may have expired by then, so no count may be one that it has seen.
+        count = secrets.randbelow(_FIRST_COUNTS)
+        last: float | None = None
         while True:
+            snapshot = self._store.snapshot
             period = staleness.vouching_period(snapshot)
-            if period is not None and loop.time() >= last + period.total_seconds():
-                last = loop.time()
-                count = self._store.snapshot.vouched.get(VOUCHED_KEY, 0)
-                self._store.apply([Change(Section.VOUCHED, VOUCHED_KEY, count + 1)])
-            snapshot = self._store.snapshot
-            await self._wait(snapshot.revision, until=last + period.total_seconds() if period else None)
-            snapshot = self._store.snapshot
+            if period is None:
+                await self._store.wait_newer(snapshot.revision)
+                continue
+            due = last + period.total_seconds() if last is not None else loop.time()
+            if loop.time() < due:
+                await self._wait(snapshot.revision, until=due)
+                continue
+            last, count = loop.time(), count + 1
+            self._store.apply([Change(Section.VOUCHED, VOUCHED_KEY, count)])
 
-    async def _wait(self, revision: int, *, until: float | None) -> None:
+    async def _wait(self, revision: int, *, until: float) -> None:
         try:
             async with asyncio.timeout_at(until):
                 await self._store.wait_newer(revision)

@@ -129,6 +129,12 @@ async def settled(admin: AdminClient) -> None:
     await until(admin.load, lambda report: report.at is not None and report.at > now and not report.silent)
 
 
+async def metrics(control: Control) -> set[str]:
+    """Scrapes a control plane."""
+    async with aiohttp.ClientSession() as session, session.get(f"{control.context['admin']}/metrics") as response:
+        return set((await response.text()).splitlines())
+
+
 def trail(control: Control) -> list[dict[str, str]]:
     """Returns the audit trail of a control plane."""
     lines = "".join(file.read_text() for file in sorted(control.data.glob("audit-*.jsonl")))
@@ -196,6 +202,7 @@ async def test_a_drain_is_told_counted_and_severed(mesh: Mesh) -> None:
             return http == (3, base[0][1] + 14, base[0][2] + 4) and tcp == (2, base[1][1] + 2, 0)
 
         await until(east.load, is_counted)
+        assert {'isthmus_drains{kind="cluster"} 1.0', 'isthmus_open{member="west"} 5.0'} <= await metrics(mesh.east)
         await until(west.drains, lambda found: [(one.cluster, one.asked_of) for one in found] == [("east", "east")])
 
         # the other way round: nothing new goes to west, what is open stays and is counted

@@ -18,9 +18,10 @@ class _Loop(asyncio.SelectorEventLoop):
         return self._now
 
     def _run_once(self) -> None:
-        scheduled = self._scheduled  # type: ignore[attr-defined]
-        if not self._ready and scheduled:  # type: ignore[attr-defined]
-            self._now = max(self._now, scheduled[0]._when)
+        # A timer that was cancelled is nobody's moment: the real loop would then wait for the next one in real time.
+        moments = [timer._when for timer in self._scheduled if not timer._cancelled]  # type: ignore[attr-defined]
+        if not self._ready and moments:  # type: ignore[attr-defined]
+            self._now = max(self._now, min(moments))
         super()._run_once()  # type: ignore[misc]
 
 
