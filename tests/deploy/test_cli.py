@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 
@@ -111,6 +112,12 @@ def test_a_wrong_domain_is_refused_before_anything_is_made(tmp_path: Path) -> No
         (["--gateways", "127.0.0.1:0"], "no port from 1 to 65535"),
         (["--peer-gateways", "west"], "--peer-gateways wants CLUSTER=ADDRESS"),
         (["--etcd-key", "key.pem"], "need --etcd-ca"),
+        (["--stale-after", "1s"], "--stale-after is at least 2s"),
+        (["--gone-after", "4s"], "--gone-after is longer than --stale-after"),
+        (["--gone-after", "soon"], "or never"),
+        (["--labels", "tier"], "is not label=value"),
+        (["--labels", "tier=a,tier=b"], "tier is there twice"),
+        (["--labels", "isthmus.dev/network=a"], "follows from what this cluster is"),
     ],
 )
 def test_wrong_options_of_control_are_wrong_usage(arguments: list[str], message: str) -> None:
@@ -175,3 +182,12 @@ def test_a_contexts_file_names_clusters_and_an_unknown_one_is_an_error(tmp_path:
     assert list(targets.all()) == ["east", "west"]
     with pytest.raises(Exception, match="no cluster 'south'"):
         targets.client("south")
+
+
+def test_labels_and_thresholds_of_a_cluster() -> None:
+    from deploy.cli.control import parse_gone_after, parse_labels
+
+    assert parse_labels("tier=gold, a.b/c=") == (("a.b/c", ""), ("tier", "gold"))
+    assert parse_labels("") == ()
+    assert parse_gone_after("never", stale_after=timedelta(seconds=4)) is None
+    assert parse_gone_after("1.5h", stale_after=timedelta(seconds=4)) == timedelta(minutes=90)
