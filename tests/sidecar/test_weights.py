@@ -26,14 +26,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EAST, WEST, SOUTH = (ClusterName(name) for name in ("east", "west", "south"))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+DROP = ServicePolicy(when_stale=WhenStale.DROP, drop_after=timedelta(seconds=2))
 NO_POLICIES, NO_DRAINS = Replace(Section.POLICIES, {}), Replace(Section.DRAINS, {})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ThreeClusters]:
-    async with run_three_clusters("127.102.40", tmp_path_factory.mktemp("mesh")) as mesh, mesh.pushing.serve():
-        await mesh.pushing.settled()
-        await mesh.client.wait_live()
+    async with run_three_clusters("127.102.40", tmp_path_factory.mktemp("mesh")) as mesh:
         yield mesh
 
 
@@ -181,8 +180,7 @@ async def test_a_drain_of_the_only_provider_keeps_it(mesh: ThreeClusters) -> Non
 
 async def test_endpoints_of_others_end_with_the_word_of_the_control_plane(mesh: ThreeClusters) -> None:
     page = f"outbound|80|{far('page')}"
-    policy = ServicePolicy(when_stale=WhenStale.DROP, drop_after=timedelta(seconds=2))
-    await mesh.know(Change(Section.POLICIES, key("page"), policy))
+    await mesh.know(Change(Section.POLICIES, key("page"), DROP))
     confirmed = await mesh.client.stat(f"cluster.{page}.assignment_timeout_received")
     assert confirmed
     for count in (1, 2, 3):
@@ -197,6 +195,19 @@ async def test_endpoints_of_others_end_with_the_word_of_the_control_plane(mesh: 
     assert await calls(mesh, 3) == {EAST: 3}, "what is here, or has no such policy, stays"
     await mesh.know(Change(Section.VOUCHED, VOUCHED_KEY, 4))
     await mesh.client.wait_stat(f"cluster.{page}.membership_total", lambda hosts: hosts == 2)
+
+
+async def test_endpoints_of_others_end_with_a_dead_control_plane_and_come_back_with_it(mesh: ThreeClusters) -> None:
+    hosts = f"cluster.outbound|80|{far('page')}.membership_total"
+    await mesh.know(Change(Section.POLICIES, key("page"), DROP), Change(Section.VOUCHED, VOUCHED_KEY, 5))
+    await mesh.silence()
+    await mesh.client.wait_stat(hosts, lambda count: count == 0)
+    assert await calls(mesh, 3) == {EAST: 3}
+    await mesh.serve()
+    await eventually(lambda: bool(mesh.pushing.connected), "the sidecar comes back")
+    # The stream begins with the versions that Envoy still has: only what is confirmed anew is sent.
+    await mesh.know(Change(Section.VOUCHED, VOUCHED_KEY, 6))
+    await mesh.client.wait_stat(hosts, lambda count: count == 2)
 
 
 def _assignment(mesh: ThreeClusters, name: str) -> Resource:

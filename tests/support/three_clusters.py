@@ -44,6 +44,7 @@ class ThreeClusters:
         self.pushing = Pushing(f"{block}.9")
         self.sidecars: dict[str, Envoy] = {}
         self.apps: dict[str, App] = {}
+        self._serving = AsyncExitStack()
         self._secrets = identities.secrets(east.pod_scope("client").identity)
 
     async def know(self, *changes: Change | Replace) -> None:
@@ -51,6 +52,14 @@ class ThreeClusters:
         self.east = Member(self.east.settings, picture.apply(self.east.snapshot, changes))
         self.pushing.show(self.told)
         await self.pushing.settled()
+
+    async def serve(self) -> None:
+        """Starts the control plane (again, after `silence`)."""
+        await self._serving.enter_async_context(self.pushing.serve())
+
+    async def silence(self) -> None:
+        """Ends the control plane: nothing is told to the client's sidecar any more."""
+        await self._serving.aclose()
 
     @property
     def told(self) -> Mapping[str, ResourceSet]:
@@ -75,7 +84,7 @@ class ThreeClusters:
 
 @asynccontextmanager
 async def run_three_clusters(block: str, folder: Path) -> AsyncIterator[ThreeClusters]:
-    """Runs the mesh on addresses `<block>.x`; the client is served when it yields. The ADS server is the test's."""
+    """Runs the mesh on addresses `<block>.x`; the client's sidecar serves when it yields."""
     uses = (TcpUse(far("store"), STORE_PORT, FAR_STORE_USE),)
     client = Pod(PodKey(SHOP, "client"), f"{block}.1", ServiceAccount("client"), Locality("eu", "a"), uses=uses)
     east = member(
@@ -137,4 +146,8 @@ async def run_three_clusters(block: str, folder: Path) -> AsyncIterator[ThreeClu
         mesh.sidecars["east/client"] = await stack.enter_async_context(
             start_envoy(config, folder=folder, name="east-client")
         )
+        stack.push_async_callback(mesh.silence)
+        await mesh.serve()
+        await mesh.pushing.settled()
+        await mesh.client.wait_live()
         yield mesh
