@@ -91,12 +91,15 @@ class Publisher:
         missing = {
             key: one.body for key, one in self._replica.lost.items() if one.found is None and one.body is not None
         }
-        try:
-            written = [key for key, body in missing.items() if await self._etcd.put_if_absent(key, body)]
-            if written:
+        while missing:
+            try:
+                for key, body in missing.items():
+                    await self._etcd.put_if_absent(key, body)
                 await self._etcd.put(names.REFILLED_KEY, b"")
-        except (EtcdUnavailable, EtcdRefused) as error:
-            log.warning("lost records not written", extra={"reason": str(error)})
+                return
+            except (EtcdUnavailable, EtcdRefused) as error:
+                log.warning("lost records not written", extra={"reason": str(error)})
+                await asyncio.sleep(_RETRY.total_seconds())
 
     async def _publish(self, leadership: Leadership, due: News) -> None:
         # Before all origins have been listed, what is offered is not known, and nothing may be taken back.

@@ -14,6 +14,7 @@ from federation.etcd import EtcdClient, Fenced, Guard
 from federation.etcd.election import Election, Leadership
 from federation.model import (
     ClusterSettings,
+    Drain,
     Endpoint,
     ExportedService,
     Freshness,
@@ -34,9 +35,11 @@ from federation.peering import exports
 from federation.peering.exports import export_version
 from federation.peering.offer import Offer
 from federation.peering.publisher import Publisher
+from federation.peering.records import PartlyRefused, write_records
 from federation.peering.replica import ORIGIN, Replica
 from federation.snapshot import Change, Section
 from federation.store import MeshStore
+from tests.federation.test_etcd_faults import put
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.trust import make_issuers
 from tests.support.trust_keepers import KeeperUnderTest
@@ -250,3 +253,55 @@ async def test_replicas_offer_the_same_versions(etcd: Etcd) -> None:
             running.store.mark_listed("source")
             await running.offer.wait_ready()
         assert export_version(one.offer.exports[CART]) == export_version(other.offer.exports[CART])
+
+
+async def test_a_record_that_etcd_refuses_for_good_holds_back_no_other(etcd: Etcd) -> None:
+    async with EtcdClient((etcd.url,)) as client:
+        await client.put("/leader", b"")
+        guard = Guard("/leader", (await client.list("/leader")).items[0].create_revision)
+        too_large = {f"/a/{number}": b"" for number in range(300)} | {"/a/150": bytes(2_000_000)}
+        with pytest.raises(PartlyRefused, match=r"/a/150: .*too large") as raised:
+            await write_records(client, guard, puts=too_large)
+        assert list(raised.value.refused) == ["/a/150"]
+        assert len((await client.list("/a/")).items) == 299
+
+
+async def test_what_an_admin_took_back_stays_so_when_etcd_loses_that(etcd: Etcd) -> None:
+    key, drain = names.drain_key(WEST, None), Drain(WEST, 50, THEN)
+    async with control(etcd, leads=True) as running:
+        running.store.mark_listed("source")
+        await running.client.put(key, exports.encode(drain))
+        await eventually(lambda: bool(running.store.snapshot.drains))
+        await etcd.kill()
+        etcd.remember()
+        await etcd.start()
+        await put(running.client, key, exports.encode(msgspec.structs.replace(drain, weight=25)))
+        await running.client.delete(key)
+        await running.client.put(names.drain_key(EAST, None), exports.encode(Drain(EAST, 10, THEN)))
+        await eventually(lambda: [one.weight for one in running.store.snapshot.drains.values()] == [10])
+        await etcd.kill()
+        etcd.go_back()
+        await etcd.start()
+        await eventually(lambda: running.replica.losses > 0 and not running.replica.lost)
+        assert [one.weight for one in running.store.snapshot.drains.values()] == [10]
+        assert [item.key for item in (await running.client.list(names.ETCD_PREFIX + "drains/")).items] == [
+            names.drain_key(EAST, None)
+        ]
+
+
+async def test_another_replica_writes_again_what_the_leader_cannot_know_to_be_lost(etcd: Etcd) -> None:
+    async with control(etcd) as old:
+        old.store.mark_listed("source")
+        await write_what_peers_said(old.client)
+        await eventually(lambda: bool(old.store.snapshot.freshness))
+        await etcd.kill()
+        etcd.wipe()
+        await etcd.start()
+        await eventually(lambda: len(old.replica.lost) == 3)
+        assert old.store.snapshot.imports == {(WEST, CART): IMPORT}
+        async with control(etcd, leads=True) as leader, asyncio.TaskGroup() as tasks:
+            leader.store.mark_listed("source")
+            helping = tasks.create_task(old.publisher.run_helping())
+            await eventually(lambda: leader.store.snapshot.imports == {(WEST, CART): IMPORT})
+            await eventually(lambda: leader.replica.losses > 0 and not old.replica.lost)
+            helping.cancel()
