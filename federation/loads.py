@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from federation.model import Drain, ServiceKey
+from federation.names import clusterset_host, local_host, outbound_upstream
 from federation.reports import ServiceLoad
 from federation.snapshot import Snapshot
 from trust.spiffe import ClusterName
@@ -119,8 +120,11 @@ def drains_in_force(snapshot: Snapshot) -> Iterable[Drain]:
             yield from member.drains
 
 
-def known_targets(snapshot: Snapshot, cluster: ClusterName) -> frozenset[Target]:
-    """Returns all that proxies of `cluster` may report about: who invents anything else is not listened to."""
+def known_targets(snapshot: Snapshot, cluster: ClusterName) -> Mapping[str, Mapping[ClusterName, Target]]:
+    """Returns all that proxies of `cluster` may report about, by the name of Envoy's cluster and by member.
+
+    Who reports anything else is not listened to: it could invent names without end.
+    """
     ports: dict[ServiceKey, set[int]] = {}
     providers: dict[ServiceKey, set[ClusterName]] = {}
     for key, service in snapshot.services.items():
@@ -129,6 +133,10 @@ def known_targets(snapshot: Snapshot, cluster: ClusterName) -> frozenset[Target]
     for (member, key), exported in snapshot.imports.items():
         ports.setdefault(key, set()).update(port.number for port in exported.ports)
         providers.setdefault(key, set()).add(member)
-    return frozenset(
-        Target(key, number, member) for key, numbers in ports.items() for number in numbers for member in providers[key]
-    )
+    known: dict[str, Mapping[ClusterName, Target]] = {}
+    for key, numbers in ports.items():
+        for number in numbers:
+            targets = {member: Target(key, number, member) for member in providers[key]}
+            for host in (local_host(key), clusterset_host(key)):
+                known[outbound_upstream(host, number)] = targets
+    return known

@@ -13,8 +13,6 @@ UpstreamName = NewType("UpstreamName", str)
 
 LOCAL_SUFFIX = "svc.cluster.local"
 CLUSTERSET_SUFFIX = "svc.clusterset.local"
-_SERVICE_SUFFIXES = (LOCAL_SUFFIX, CLUSTERSET_SUFFIX)
-_LONGEST_PORT = 5  # digits
 
 WORKLOAD_SECRET = "workload"  # noqa: S105 - the name of an SDS resource, not a secret
 TRUST_BUNDLE_SECRET = "trust-bundle"  # noqa: S105 - likewise
@@ -88,16 +86,6 @@ def parse_upstream_label(text: str) -> tuple[str, str, str, str] | None:
 def outbound_upstream(host: str, port: int) -> UpstreamName:
     """Returns the Envoy cluster for calls to a service port: `outbound|80|cart.shop.svc.cluster.local`."""
     return UpstreamName(f"outbound|{port}|{host}")
-
-
-def parse_outbound_upstream(name: str) -> tuple[ServiceKey, int] | None:
-    """Returns the service and the port that the Envoy cluster `name` leads to; None for any other cluster."""
-    match name.split("|"):
-        case ["outbound", port, host] if port.isascii() and port.isdigit() and len(port) <= _LONGEST_PORT:
-            match host.split(".", 2):
-                case [service, namespace, suffix] if suffix in _SERVICE_SUFFIXES:
-                    return ServiceKey(Namespace(namespace), service), int(port)
-    return None
 
 
 def inbound_upstream(port: int, *, is_http2: bool = False) -> UpstreamName:

@@ -15,8 +15,7 @@ import grpc
 from envoy.service.load_stats.v3 import lrs_pb2
 from google.protobuf.message import DecodeError
 
-from federation.loads import NO_LOAD, Load, Tally, Target, known_targets, patience, report_interval
-from federation.names import parse_outbound_upstream
+from federation.loads import Load, Tally, Target, known_targets, patience, report_interval
 from federation.reports import LoadReport
 from federation.store import MeshStore
 from federation.xds.ads import MAX_AGE, Admission, Admitted, bearer_token, proxy_node
@@ -64,7 +63,7 @@ class LoadServer:
         self._connected = connected
         self._started = datetime.now(UTC)
         self._tally = Tally()
-        self._targets: frozenset[Target] = frozenset()
+        self._targets: Mapping[str, Mapping[ClusterName, Target]] = {}
         self._streams: dict[asyncio.Event, str] = {}  # set when the interval changed -> the node of that stream
         self._interval = report_interval(store.snapshot, 0)
 
@@ -101,7 +100,7 @@ class LoadServer:
             if seen is None or any(one is not other for one, other in zip(seen, now, strict=True)):
                 seen = now
                 self._targets = known_targets(snapshot, self._cluster)
-                self._tally.forget(self._targets)
+                self._tally.forget({target for targets in self._targets.values() for target in targets.values()})
             self._pace()
             await asyncio.sleep(_QUIET)
             snapshot = await self._store.wait_newer(snapshot.revision)
@@ -184,24 +183,22 @@ class LoadServer:
 
     def _loads(self, request: lrs_pb2.LoadStatsRequest) -> Mapping[Target, Load]:
         """Returns what a report says about what is known; raises MalformedReport."""
-        loads: dict[Target, Load] = {}
+        found: dict[Target, tuple[int, int, int]] = {}
         for cluster in request.cluster_stats:
-            if not cluster.upstream_locality_stats:
-                continue  # nothing happened: that is what most of a report says
-            upstream = parse_outbound_upstream(cluster.cluster_name)
-            if upstream is None:
+            # Nothing happened: that is what most of a report says.
+            if not (localities := cluster.upstream_locality_stats) or cluster.cluster_name not in self._targets:
                 continue
-            key, port = upstream
-            for stats in cluster.upstream_locality_stats:
-                counts = (stats.total_requests_in_progress, stats.total_issued_requests, stats.total_error_requests)
-                if max(counts) > _LARGEST_COUNT:
-                    raise MalformedReport(f"{max(counts)} calls to {key} in one report")
-                target = Target(key, port, ClusterName(stats.locality.sub_zone))
-                if target in self._targets:  # one member may have several localities, and each several priorities
-                    before = loads.get(target, NO_LOAD)
-                    sums = zip((before.open, before.issued, before.failed), counts, strict=True)
-                    loads[target] = Load(*(one + other for one, other in sums))
-        return loads
+            targets = self._targets[cluster.cluster_name]
+            for stats in localities:
+                opened, issued = stats.total_requests_in_progress, stats.total_issued_requests
+                failed = stats.total_error_requests
+                if max(opened, issued, failed) > _LARGEST_COUNT:
+                    raise MalformedReport(f"{max(opened, issued, failed)} calls to {cluster.cluster_name} at once")
+                target = targets.get(ClusterName(stats.locality.sub_zone))
+                if target is not None:  # one member may have several localities, and each several priorities
+                    before = found.get(target, (0, 0, 0))
+                    found[target] = (before[0] + opened, before[1] + issued, before[2] + failed)
+        return {target: Load(*counts) for target, counts in found.items()}
 
 
 def _parsed(body: bytes) -> lrs_pb2.LoadStatsRequest:

@@ -217,7 +217,7 @@ async def test_nobody_can_invent_what_is_counted(mesh: Mesh) -> None:
                     }
                 ]
             ).SerializeToString(),
-            "calls to shop/cart in one report",
+            f"calls to {CART_80} at once",
         ),
         (b"\x0a\xff\xff\xff\x04" + bytes(9 << 20), "bytes are more than"),
     ],
