@@ -61,6 +61,15 @@ class Malformed(ValueError):
     """A record that cannot be believed: unreadable, or about somebody whom its speaker may not speak for."""
 
 
+class Unoffered(msgspec.Struct, frozen=True):
+    """An export that peers would refuse as it is now, why, and since when. What they have of it is kept as far as it is
+    still true."""
+
+    exported: ExportedService
+    reason: str
+    since: datetime
+
+
 class Beat(msgspec.Struct, frozen=True):
     """A sign of life of `cluster`: `count` grows by one a second while its control plane runs."""
 
@@ -204,6 +213,22 @@ def read_export(name: str, body: bytes, speaker: ClusterName) -> ExportedService
         ports=tuple(sorted(_as_seen_by_callers(port) for port in exported.ports)),
         endpoints=tuple(sorted(_check_endpoints(exported.endpoints))),
     )
+
+
+def why_not_taken(exported: ExportedService) -> str:
+    """Returns why peers will refuse an offer, by their own judgement; empty when they will take it."""
+    try:
+        read_export(str(exported.key), encode(exported), exported.cluster)
+    except Malformed as error:
+        return str(error)
+    return ""
+
+
+def still_true(offered: ExportedService, exported: ExportedService) -> ExportedService:
+    """Returns an offer without the endpoints that are no more; the same object when all are."""
+    present = set(exported.endpoints)
+    endpoints = tuple(one for one in offered.endpoints if one in present)
+    return offered if endpoints == offered.endpoints else msgspec.structs.replace(offered, endpoints=endpoints)
 
 
 def read_member(name: str, body: bytes, speaker: ClusterName) -> MemberCluster:

@@ -60,6 +60,8 @@ REFUSAL = "refusal"
 
 _HOLD = LONGEST_SILENCE - BEAT_PERIOD
 """How long a peer waits at most for its first answer until it is in the picture: not until it thinks us silent."""
+_MOST_STREAMS = 16
+"""Of one peer. It needs one; those that broke unnoticed are given up within 15 seconds."""
 _TRUST_QUIET = timedelta(milliseconds=100)
 """Between two statements: the proxies of a cluster answer one after another."""
 
@@ -88,15 +90,6 @@ class _Listener(msgspec.Struct, frozen=True):
     refusal: str
 
 
-class Unoffered(msgspec.Struct, frozen=True):
-    """An export that peers would refuse as it is now, why, and since when. What they have of it is kept as far as it is
-    still true."""
-
-    exported: ExportedService
-    reason: str
-    since: datetime
-
-
 class Offer:
     """What is offered now, kept from the picture by `run`, and the gRPC handler that serves it to peers."""
 
@@ -108,7 +101,7 @@ class Offer:
         self._store = store
         self._replica = replica
         self._exports: Mapping[ServiceKey, ExportedService] = {}
-        self._unoffered: Mapping[ServiceKey, Unoffered] = {}
+        self._unoffered: Mapping[ServiceKey, exports.Unoffered] = {}
         self._stamped: set[ServiceKey] = set()  # exported since this replica first saw them, unless etcd says otherwise
         self._origin: tuple[object, ...] = ()
         self._offers: Mapping[str, Resource] = {}
@@ -187,9 +180,9 @@ class Offer:
                 chosen[key] = exported
             elif known is not None and known.exported is exported:
                 unoffered[key] = known
-            elif reason := _why_not_taken(exported):
+            elif reason := exports.why_not_taken(exported):
                 since = known.since if known else seen_at
-                unoffered[key] = Unoffered(exported, reason, since)
+                unoffered[key] = exports.Unoffered(exported, reason, since)
                 if known is None or known.reason != reason:
                     log.error("service cannot be offered", extra={"service": str(key), "reason": reason})
             else:
@@ -197,7 +190,7 @@ class Offer:
             if key not in before and snapshot.exports[key].created is None:
                 self._stamped.add(key)
             if key in unoffered and key in before:
-                chosen[key] = _still_true(before[key], exported)
+                chosen[key] = exports.still_true(before[key], exported)
         offers = {
             str(key): self._offers[str(key)]
             if before.get(key) is exported and str(key) in self._offers
@@ -281,6 +274,8 @@ class Offer:
         self._refuse_revoked(peer)
         self._introduce(peer, first.node)
         await self._hold(peer)
+        if sum(one.peer == peer for one in self._listeners.values()) >= _MOST_STREAMS:
+            raise Unavailable(f"{peer} has {_MOST_STREAMS} streams here already")
         stream = DeltaStream(Order.NONE)
         refusal = (
             short_line(first.node.metadata.fields[REFUSAL].string_value)
@@ -381,25 +376,9 @@ def peer_of(certificate_pem: bytes, domain: MeshDomain) -> ClusterName:
 
 def _refused(stream: DeltaStream, refusal: str) -> Iterator[tuple[str, str]]:
     """Yields what a peer refuses, as (resource, message). What it says of several at once is divided among them."""
-    if refusal and not stream.acknowledged.get(TypeUrl.EXPORT):
+    if refusal and not stream.has_taken(TypeUrl.EXPORT):
         yield "Stream", refusal
     for each in stream.rejections.values():
         kind = KINDS.get(each.type_url, each.type_url.rpartition(".")[2])
         _, is_named, rest = each.message.partition(f"{each.name}: ")
         yield f"{kind} {each.name}", short_line(rest.partition("; ")[0] if is_named else each.message)
-
-
-def _why_not_taken(exported: ExportedService) -> str:
-    """Returns why peers will refuse an offer, by their own judgement; empty when they will take it."""
-    try:
-        exports.read_export(str(exported.key), exports.encode(exported), exported.cluster)
-    except Malformed as error:
-        return str(error)
-    return ""
-
-
-def _still_true(offered: ExportedService, exported: ExportedService) -> ExportedService:
-    """Returns an offer without the endpoints that are no more; the same object when all are."""
-    present = set(exported.endpoints)
-    endpoints = tuple(one for one in offered.endpoints if one in present)
-    return offered if endpoints == offered.endpoints else msgspec.structs.replace(offered, endpoints=endpoints)

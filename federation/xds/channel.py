@@ -86,6 +86,8 @@ class Channel:
         self.held: dict[str, str] = {}
         self.parked: dict[str, Rejection] = {}
         self.flights: dict[str, Flight] = {}
+        self.has_taken = False
+        """Whether the client took any response on this stream."""
         self._target = _NOTHING
         self._implied: Mapping[str, object] = _NOTHING
         self._sent: dict[str, str] = {}
@@ -223,6 +225,7 @@ class Channel:
     def acknowledge(self, nonce: str) -> None:
         """Notes that the client took a response."""
         flight = self.flights.pop(nonce)
+        self.has_taken = True
         self.held.update({name: version for name, version in flight.versions.items() if name in self._sent})
         self._drop_removed(flight)
         if self.type_url is TypeUrl.SECRET and self._repaired & flight.versions.keys():

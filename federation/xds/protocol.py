@@ -186,6 +186,10 @@ class DeltaStream:
         """What the client has taken: name to version, by type."""
         return {type_url: MappingProxyType(channel.held) for type_url, channel in self._channels.items()}
 
+    def has_taken(self, type_url: TypeUrl) -> bool:
+        """Says whether the client took any response of a type on this stream."""
+        return type_url in self._channels and self._channels[type_url].has_taken
+
     @property
     def unanswered(self) -> tuple[tuple[TypeUrl, str], ...]:
         """Type and nonce of responses that wait for their answer, stalled ones too."""
