@@ -1,0 +1,401 @@
+"""A mesh that is broken on purpose, under load: what is done to it, what it says meanwhile, what it is afterwards."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from deploy.admin_client import AdminClient, ControlRefused, ControlUnreachable
+from deploy.lab.client import LabClient
+from deploy.lab.links import LinkState
+from deploy.lab.load import Attempt, Load
+from deploy.lab.reports import Action, LabReport
+from deploy.lab.state import Folder, write_atomically
+from deploy.lab.targets import Kind, parse_process
+from federation.model import Liveness
+from federation.reports import ClusterReport, StatusReport
+from federation.xds.bootstrap import token_file
+from tests.faults.pictures import Picture, differences, timeless, told
+from tests.faults.table import Outcome
+from trust.spiffe import GATEWAY_ACCOUNT, SYSTEM_NAMESPACE
+
+CLUSTERS = ("east", "west", "south")
+CART = "http://cart.shop.svc.clusterset.local/"
+CLIENT = "east/shop/client-1/sidecar"
+STOCK = "http://stock.shop.svc.clusterset.local/"
+PATIENCE = 60.0  # seconds; deadline of every wait
+RATE = 50.0  # requests a second of each load, GET and POST in turn
+_POLL = 0.1  # seconds between two looks
+_STARVED = 0.02
+"""What part of the requests may be POSTs that fail: a machine that runs nothing for a second breaks a connection, and
+what is under way on it may not be repeated."""
+_SHORT = 100  # characters of a note
+_ADMIN = timedelta(seconds=2)  # how long a control plane may take to say something
+_TIME_TO_NOTICE = 1.0  # seconds until a proxy knows that a frozen gateway is one: what it sent there is under way
+
+
+class NotYet(Exception):
+    """What is waited for does not hold; the message says what is seen instead."""
+
+
+class BrokenMesh:
+    """One lab of three clusters for all tests here. An async context manager."""
+
+    def __init__(self, folder: Folder, report: LabReport, manifests: Path, outcomes: list[Outcome]) -> None:
+        self.manifests = manifests
+        self._outcomes = outcomes
+        self._report = report
+        self._folder = folder
+        self._lab = LabClient(folder)
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3))
+        self._tokens = {each.name: Path(each.admin_token_file).read_text().strip() for each in report.clusters}
+        self._addresses = {each.target: each.address for each in report.processes}
+
+    async def __aenter__(self) -> Self:
+        await self._lab.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.close()
+        await self._lab.__aexit__(None, None, None)
+
+    # what is done
+
+    async def act(self, action: Action, *targets: str) -> None:
+        """Does something to processes, as `isthmus lab` does."""
+        for target in targets:
+            await self._lab.act(action, target)
+
+    async def link(self, one: str, other: str, state: LinkState) -> None:
+        """Cuts or heals a link."""
+        await self._lab.set_link(one, other, state)
+
+    async def etcd(self, node: str, path: str, body: dict[str, object]) -> Any:
+        """Asks an etcd something over its JSON gateway."""
+        try:
+            async with self._http.post(f"http://{self._addresses[node]}:2379/v3/{path}", json=body) as response:
+                answer = await response.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise NotYet(f"{node} does not answer: {error}") from error
+        if response.status != 200:
+            raise NotYet(f"{node}: {answer}")
+        return answer
+
+    async def mend(self) -> None:
+        """Undoes whatever a row that failed has left."""
+        for one, other in (("east", "west"), ("east", "south"), ("west", "south")):
+            await self.link(one, other, LinkState.OPEN)
+        for cluster in CLUSTERS:
+            await self.link(f"{cluster}/control", f"{cluster}/etcd", LinkState.OPEN)
+            await self.act(Action.RESUME, cluster)
+            await self.act(Action.START, cluster)
+
+    async def issue_tokens(self, cluster: str) -> None:
+        """Gives the proxies of a cluster new join tokens, as somebody must who lost etcd and all control planes."""
+        async with self.admin(self.replicas(cluster)[0]) as admin:
+            for each in self._report.processes:
+                process = parse_process(each.target)
+                if process is None or process.cluster != cluster or process.kind not in (Kind.GATEWAY, Kind.SIDECAR):
+                    continue
+                if process.kind is Kind.GATEWAY:
+                    token = await admin.create_token(str(SYSTEM_NAMESPACE), str(GATEWAY_ACCOUNT), "gateway")
+                else:  # the accounts of the lab file are called as the workloads
+                    token = await admin.create_token(process.namespace, process.workload, "sidecar")
+                write_atomically(self._folder.proxy(process) / "token.json", token_file(token.token))
+
+    # what is seen
+
+    def replicas(self, cluster: str) -> list[str]:
+        """Returns the control plane replicas of a cluster."""
+        return [each.target for each in self._report.processes if (each.cluster, each.kind) == (cluster, Kind.CONTROL)]
+
+    @asynccontextmanager
+    async def admin(self, replica: str) -> AsyncIterator[AdminClient]:
+        """Gives the admin API of one replica; it not answering means that what is waited for does not hold."""
+        token = self._tokens[replica.partition("/")[0]]
+        url = f"http://{self._addresses[replica]}:15014"
+        async with AdminClient(url, token, timeout=_ADMIN) as admin:
+            try:
+                yield admin
+            except (ControlUnreachable, ControlRefused) as error:
+                raise NotYet(f"{replica}: {error.message}") from error
+
+    async def status(self, replica: str) -> StatusReport:
+        """Returns what `isthmus status` shows of one replica."""
+        async with self.admin(replica) as admin:
+            return await admin.status()
+
+    async def leader(self, cluster: str) -> str:
+        """Returns the one replica of a cluster that leads and answers."""
+        found = [replica for replica in self.replicas(cluster) if await self._leads(replica)]
+        if len(found) != 1:
+            raise NotYet(f"{cluster} is led by {found}")
+        return found[0]
+
+    async def _leads(self, replica: str) -> bool:
+        try:
+            return (await self.status(replica)).is_leader
+        except NotYet:
+            return False
+
+    async def member(self, replica: str, name: str) -> ClusterReport:
+        """Returns a member as one replica sees it."""
+        async with self.admin(replica) as admin:
+            return next(each for each in await admin.clusters() if each.name == name)
+
+    async def sees(self, cluster: str, name: str, state: str) -> None:
+        """Raises NotYet unless all replicas of a cluster that answer, one at least, see a member in that state."""
+        for replica in self.replicas(cluster):
+            member = await self.member(replica, name)
+            if member.state != state:
+                raise NotYet(f"{replica} sees {name} as {member.state}")
+
+    async def is_led(self, cluster: str) -> None:
+        """Raises NotYet unless one replica leads, and all that answer know it."""
+        leader = await self.leader(cluster)
+        for replica in self.replicas(cluster):
+            if (await self.status(replica)).leader != leader.rpartition("/")[2]:
+                raise NotYet(f"{replica} does not know that {leader} leads")
+
+    async def lacks_proxy(self, cluster: str, count: int) -> None:
+        """Raises NotYet unless so many proxies of a cluster are connected to none of its replicas."""
+        statuses = [await self.status(replica) for replica in self.replicas(cluster)]
+        missing = self._count_proxies(cluster) - sum(status.proxies for status in statuses)
+        if missing != count:
+            raise NotYet(f"{cluster} lacks {missing} proxies")
+
+    def _count_proxies(self, cluster: str) -> int:
+        return sum(
+            each.cluster == cluster and each.kind in (Kind.GATEWAY, Kind.SIDECAR) for each in self._report.processes
+        )
+
+    async def dump(self, proxy: str) -> Any:
+        """Returns all that an Envoy was told, but for secrets."""
+        try:
+            async with self._http.get(f"http://{self._addresses[proxy]}:15000/config_dump?include_eds") as response:
+                return msgspec.json.decode(await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise NotYet(f"{proxy} does not answer: {error}") from error
+
+    async def has_endpoints(self, proxy: str, service: str, expected: dict[str, int]) -> None:
+        """Raises NotYet unless an Envoy has so many endpoints of a mesh-wide service in each member."""
+        found: dict[str, int] = {}
+        for name, assignment in told(await self.dump(proxy)):
+            if name.startswith("endpoints ") and f"{service}.shop.svc.clusterset.local" in name:
+                for group in assignment.get("endpoints", ()):
+                    member = group.get("locality", {}).get("sub_zone", "")
+                    found[member] = found.get(member, 0) + len(group.get("lb_endpoints", ()))
+        if found != expected:
+            raise NotYet(f"{proxy} has for {service} {found}")
+
+    async def finds_sick(self, proxy: str) -> None:
+        """Raises NotYet unless an Envoy's own health checks fail for some host."""
+        try:
+            async with self._http.get(f"http://{self._addresses[proxy]}:15000/clusters?format=json") as response:
+                clusters = msgspec.json.decode(await response.read())["cluster_statuses"]
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise NotYet(f"{proxy} does not answer: {error}") from error
+        hosts = [host for cluster in clusters for host in cluster.get("host_statuses", ())]
+        if not any(host["health_status"].get("failed_active_health_check") for host in hosts):
+            raise NotYet(f"{proxy} finds all hosts healthy")
+
+    async def records(self, node: str) -> frozenset[str]:
+        """Returns the keys that an etcd holds, but for those of elections, whose names are leases."""
+        first, last = (base64.b64encode(each).decode() for each in (b"/", b"0"))
+        answer = await self.etcd(node, "kv/range", {"key": first, "range_end": last, "keys_only": True})
+        keys = (base64.b64decode(each["key"]).decode() for each in answer.get("kvs", ()))
+        return frozenset(key for key in keys if "/election/" not in key and "/leader" not in key)
+
+    async def check_whole(self) -> None:
+        """Raises NotYet unless all clusters are led, hear each other, have no problem and all proxies in step."""
+        for cluster in CLUSTERS:
+            await self.leader(cluster)
+            statuses = [await self.status(replica) for replica in self.replicas(cluster)]
+            expected = self._count_proxies(cluster)
+            for status in statuses:
+                wrong = [f"{each.subject}: {each.message}" for each in status.problems]
+                if not status.is_ready or wrong or status.pods != status.ready_pods:
+                    raise NotYet(f"{cluster} {status.replica}: {status.waiting_for} {wrong}")
+            in_step = sum(status.proxies_in_step for status in statuses)
+            if not in_step == sum(status.proxies for status in statuses) == expected:
+                raise NotYet(f"{cluster}: {in_step} of {expected} proxies in step")
+            for replica in self.replicas(cluster):
+                for name in CLUSTERS:
+                    member = await self.member(replica, name)
+                    if not member.is_self and (member.state is not Liveness.LIVE or member.problem):
+                        raise NotYet(f"{replica} on {name}: {member.state} {member.problem}")
+
+    async def picture(self) -> Picture:
+        """Returns what all replicas believe and what all proxies were told."""
+        found: dict[str, Any] = {}
+        for cluster in CLUSTERS:
+            for replica in self.replicas(cluster):
+                async with self.admin(replica) as admin:
+                    for service in await admin.services():
+                        said = timeless(msgspec.to_builtins(service))
+                        found[f"{replica} service {service.namespace}/{service.name}"] = said
+                    for member in await admin.clusters():
+                        found[f"{replica} member {member.name}"] = timeless(msgspec.to_builtins(member))
+        for proxy in (each.target for each in self._report.processes if each.kind in (Kind.GATEWAY, Kind.SIDECAR)):
+            found |= {f"{proxy} {name}": value for name, value in told(await self.dump(proxy))}
+        return found
+
+    async def check_picture(self, before: Picture) -> None:
+        """Raises NotYet unless the mesh is whole and its picture is the one before."""
+        await self.check_whole()
+        wrong = differences(before, await self.picture())
+        if wrong:
+            raise NotYet("\n".join(wrong))
+
+    # one row of the table
+
+    @asynccontextmanager
+    async def row(
+        self,
+        fault: str,
+        before: Picture,
+        *,
+        loads: Sequence[tuple[str, str]] = (("east", CART), ("east", STOCK)),
+        posts_may_fail: bool = False,
+    ) -> AsyncIterator["Row"]:
+        """Breaks something under load: calls from the clients of some clusters, which must not fail.
+
+        When the body has repaired what it broke, the mesh has to become what it was `before`. With `posts_may_fail`
+        those POSTs may fail that were under way in what was killed or cut.
+        """
+        row = Row()
+        calls = [
+            Load(url, proxy=f"http://{self._addresses[f'{cluster}/shop/client-1/sidecar']}:15001", rate=RATE,
+                 methods=("GET", "POST"))
+            for cluster, url in loads
+        ]  # fmt: skip
+        held = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                for call in calls:
+                    group.create_task(call.run())
+                try:
+                    await asyncio.sleep(0.5)  # traffic flows before anything breaks
+                    yield row
+                    await row.recovers(lambda: self.check_picture(before))
+                finally:
+                    for call in calls:
+                        call.stop()
+            attempts = [attempt for call in calls for attempt in call.attempts]
+            lost = row.failures(attempts, posts_may_fail=posts_may_fail)
+            told = f"{len(lost)} requests failed, such as {lost[:3]}; fault at {row.struck:.2f}"
+            assert not any(each.method == "GET" for each in lost), told
+            assert len(lost) <= _STARVED * len(attempts), told
+            held = True
+        finally:
+            self._outcomes.append(row.outcome(fault, [each for call in calls for each in call.attempts], held=held))
+            if not held:
+                await self.mend()
+
+
+class Row:
+    """What is measured while something is broken. Moments are of the event loop's clock."""
+
+    def __init__(self) -> None:
+        self.struck = 0.0
+        self.mended = 0.0
+        self.shown = ""
+        self.detected: float | None = None
+        self.recovered: float | None = None
+        self.notes: list[str] = []
+
+    def strikes(self) -> None:
+        """Notes that the fault has just happened."""
+        self.struck = _now()
+
+    async def detects(self, shown: str, check: Callable[[], Awaitable[None]]) -> None:
+        """Waits until the mesh shows the fault, and notes how long that took."""
+        self.shown = shown
+        self.detected = await since(self.struck, check)
+
+    async def notices(self, what: str, check: Callable[[], Awaitable[None]]) -> None:
+        """Waits until something else holds, and notes how long after the fault that was."""
+        self.notes.append(f"{what} {await since(self.struck, check):.1f} s")
+
+    async def lasts(self, seconds: float) -> None:
+        """Lets the fault last until it is so old."""
+        await asyncio.sleep(max(0.0, self.struck + seconds - _now()))
+
+    def mends(self) -> None:
+        """Notes that the fault has just been repaired."""
+        self.mended = _now()
+
+    async def recovers(self, check: Callable[[], Awaitable[None]]) -> None:
+        """Waits until all is as it was, and notes what was the last thing that was not."""
+        last = ""
+
+        async def remember() -> None:
+            nonlocal last
+            try:
+                await check()
+            except NotYet as error:
+                last = str(error)
+                raise
+
+        self.recovered = await since(self.mended, remember)
+        if last:
+            self.notes.append(f"last to recover: {' '.join(last.split())[:_SHORT]}")
+
+    def failures(self, attempts: Sequence[Attempt], *, posts_may_fail: bool) -> list[Attempt]:
+        """Returns the requests that should not have failed."""
+        return [
+            each for each in attempts if each.failure and not (posts_may_fail and self._was_in_flight(each))
+        ]  # fmt: skip
+
+    def _was_in_flight(self, attempt: Attempt) -> bool:
+        """Says whether a POST was under way when the fault happened: sent before, and not answered before."""
+        return attempt.method == "POST" and attempt.sent <= self.struck + _TIME_TO_NOTICE
+
+    def outcome(self, fault: str, attempts: Sequence[Attempt], *, held: bool) -> Outcome:
+        """Returns the row of the table."""
+        gets = [each for each in attempts if each.method == "GET"]
+        posts = [each for each in attempts if each.method == "POST"]
+        lost = [each for each in posts if each.failure]
+        in_flight = [each for each in lost if self._was_in_flight(each)]
+        return Outcome(
+            fault=fault,
+            gets=len(gets),
+            gets_failed=sum(bool(each.failure) for each in gets),
+            posts=len(posts),
+            posts_failed=len(lost) - len(in_flight),
+            in_flight=len(in_flight),
+            shown=self.shown,
+            detected=self.detected,
+            recovered=self.recovered,
+            notes="; ".join(self.notes),
+            held=held,
+        )
+
+
+async def since(moment: float, check: Callable[[], Awaitable[None]]) -> float:
+    """Waits until `check` raises NotYet no more; returns the seconds since a moment. Fails after PATIENCE."""
+    deadline = _now() + PATIENCE
+    while True:
+        wrong = await _wrong(check)
+        if not wrong:
+            return _now() - moment
+        assert _now() < deadline, f"not within {PATIENCE:.0f} s: {wrong}"
+        await asyncio.sleep(_POLL)
+
+
+async def _wrong(check: Callable[[], Awaitable[None]]) -> str:
+    try:
+        await check()
+    except NotYet as error:
+        return str(error)
+    return ""
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

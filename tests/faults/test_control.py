@@ -1,0 +1,111 @@
+"""The control plane breaks: its leader, or all of it. Nobody who calls notices, and changes arrive again."""
+
+import yaml
+
+from deploy.lab.links import LinkState
+from deploy.lab.reports import Action
+from tests.faults.broken_mesh import CART, CLIENT, BrokenMesh, NotYet
+from tests.faults.conftest import service
+from tests.faults.pictures import Picture
+
+
+class News:
+    """A service that appears in west while something is broken elsewhere: it must arrive in east's proxies."""
+
+    def __init__(self, mesh: BrokenMesh) -> None:
+        self._mesh = mesh
+        self._file = mesh.manifests / "west" / "news.yaml"
+
+    def tell(self) -> None:
+        self._file.write_text(yaml.safe_dump_all(service("news")))
+
+    def withdraw(self) -> None:
+        self._file.unlink(missing_ok=True)
+
+    async def is_known(self, replica: str) -> None:
+        async with self._mesh.admin(replica) as admin:
+            if not any(each.name == "news" for each in await admin.services()):
+                raise NotYet(f"{replica} has not heard of the new service")
+
+    async def arrived(self) -> None:
+        if "news" not in str(await self._mesh.dump("east/shop/client-1/sidecar")):
+            raise NotYet("the client's proxy has not heard of the new service")
+
+
+def other(mesh: BrokenMesh, old: str) -> str:
+    [new] = [replica for replica in mesh.replicas("east") if replica != old]
+    return new
+
+
+async def another_leads(mesh: BrokenMesh, old: str) -> None:
+    new = other(mesh, old)
+    status = await mesh.status(new)
+    if not status.is_leader:
+        raise NotYet(f"{new} does not lead: the leader is {status.leader!r}")
+
+
+async def _lose_leader(mesh: BrokenMesh, before: Picture, fault: str, action: Action, undo: Action) -> None:
+    news = News(mesh)
+    async with mesh.row(fault, before) as row:
+        old = await mesh.leader("east")
+        await mesh.act(action, old)
+        row.strikes()
+        news.tell()
+        try:
+            await row.detects("status: another replica leads", lambda: another_leads(mesh, old))
+            await row.notices("a change of west is in east's proxies after", news.arrived)
+        finally:
+            news.withdraw()
+            await mesh.act(undo, old)
+        row.mends()
+
+
+async def test_the_leader_is_killed(mesh: BrokenMesh, before: Picture) -> None:
+    await _lose_leader(mesh, before, "control leader killed", Action.KILL, Action.START)
+
+
+async def test_the_leader_is_paused(mesh: BrokenMesh, before: Picture) -> None:
+    await _lose_leader(mesh, before, "control leader paused", Action.PAUSE, Action.RESUME)
+
+
+async def test_the_leader_is_cut_from_etcd(mesh: BrokenMesh, before: Picture) -> None:
+    news = News(mesh)
+    async with mesh.row("control leader cut from etcd", before) as row:
+        old = await mesh.leader("east")
+        await mesh.link(old, "east/etcd", LinkState.SILENT)
+        row.strikes()
+        news.tell()
+        try:
+            await row.detects("status: another replica leads", lambda: another_leads(mesh, old))
+            # Proxies that hang on the replica without etcd keep what they have: it is the others that hear the news.
+            await row.notices("the new leader knows a change of west after", lambda: news.is_known(other(mesh, old)))
+            await mesh.link(old, "east/etcd", LinkState.OPEN)
+            row.mends()
+            await row.notices("and all proxies after", news.arrived)
+        finally:
+            news.withdraw()
+
+
+async def test_all_control_planes_of_a_cluster_are_killed(mesh: BrokenMesh, before: Picture) -> None:
+    async with mesh.row("all control planes of east killed", before) as row:
+        await mesh.act(Action.KILL, "east/control")
+        row.strikes()
+        await row.detects("clusters of west: east is stale", lambda: mesh.sees("west", "east", "stale"))
+        await mesh.act(Action.START, "east/control")
+        row.mends()
+
+
+async def test_a_partition_without_a_local_control_plane_drops_what_may_be_dropped(
+    mesh: BrokenMesh, before: Picture
+) -> None:
+    loads = (("east", CART),)
+    async with mesh.row("partition, and east's control planes killed", before, loads=loads, posts_may_fail=True) as row:
+        await mesh.act(Action.KILL, "east/control")
+        await mesh.link("east", "west", LinkState.SILENT)
+        row.strikes()
+        await row.detects("clusters of west: east is stale", lambda: mesh.sees("west", "east", "stale"))
+        await row.notices("Envoy itself dropped ware (6 s) after", lambda: mesh.has_endpoints(CLIENT, "ware", {}))
+        await mesh.has_endpoints(CLIENT, "cart", {"east": 2, "west": 1})
+        await mesh.link("east", "west", LinkState.OPEN)
+        await mesh.act(Action.START, "east/control")
+        row.mends()
