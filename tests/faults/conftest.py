@@ -18,8 +18,9 @@ import yaml
 
 from deploy.lab.reports import LabReport
 from deploy.lab.state import Folder
-from tests.faults.broken_mesh import BrokenMesh, since
+from tests.faults.broken_mesh import BrokenMesh
 from tests.faults.pictures import Picture
+from tests.faults.row import since
 from tests.faults.table import Outcome, render
 from tests.support.mesh import Isthmus
 

@@ -4,9 +4,10 @@ import yaml
 
 from deploy.lab.links import LinkState
 from deploy.lab.reports import Action
-from tests.faults.broken_mesh import CART, CLIENT, BrokenMesh, NotYet
+from tests.faults.broken_mesh import CART, CLIENT, BrokenMesh
 from tests.faults.conftest import service
 from tests.faults.pictures import Picture
+from tests.faults.row import NotYet
 
 
 class News:

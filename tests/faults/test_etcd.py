@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 from deploy.lab.links import LinkState
 from deploy.lab.reports import Action
-from tests.faults.broken_mesh import BrokenMesh, NotYet
+from tests.faults.broken_mesh import BrokenMesh
 from tests.faults.pictures import Picture
+from tests.faults.row import NotYet
 
 ETCD = "east/etcd"
 

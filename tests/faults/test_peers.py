@@ -2,8 +2,9 @@
 
 from deploy.lab.links import LinkState
 from deploy.lab.reports import Action
-from tests.faults.broken_mesh import CART, CLIENT, BrokenMesh, since
+from tests.faults.broken_mesh import CART, CLIENT, BrokenMesh
 from tests.faults.pictures import Picture
+from tests.faults.row import since
 
 EAST_CART = (("east", CART),)
 

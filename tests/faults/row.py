@@ -1,0 +1,118 @@
+"""What is measured while something is broken, and how one waits for what a mesh does of itself."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from deploy.lab.load import Attempt
+from tests.faults.table import Outcome
+
+PATIENCE = 60.0  # seconds; deadline of every wait
+_POLL = 0.1  # seconds between two looks
+_SHORT = 100  # characters of a note
+_TIME_TO_NOTICE = 1.0  # seconds until a proxy knows that a frozen gateway is one: what it sent there is under way
+
+
+class NotYet(Exception):
+    """What is waited for does not hold; the message says what is seen instead."""
+
+
+class Row:
+    """What is measured while something is broken. Moments are of the event loop's clock."""
+
+    def __init__(self) -> None:
+        self.struck = 0.0
+        self.mended = 0.0
+        self.shown = ""
+        self.detected: float | None = None
+        self.recovered: float | None = None
+        self.notes: list[str] = []
+
+    def strikes(self) -> None:
+        """Notes that the fault has just happened."""
+        self.struck = _now()
+
+    async def detects(self, shown: str, check: Callable[[], Awaitable[None]]) -> None:
+        """Waits until the mesh shows the fault, and notes how long that took."""
+        self.shown = shown
+        self.detected = await since(self.struck, check)
+
+    async def notices(self, what: str, check: Callable[[], Awaitable[None]]) -> None:
+        """Waits until something else holds, and notes how long after the fault that was."""
+        self.notes.append(f"{what} {await since(self.struck, check):.1f} s")
+
+    async def lasts(self, seconds: float) -> None:
+        """Lets the fault last until it is so old."""
+        await asyncio.sleep(max(0.0, self.struck + seconds - _now()))
+
+    def mends(self) -> None:
+        """Notes that the fault has just been repaired."""
+        self.mended = _now()
+
+    async def recovers(self, check: Callable[[], Awaitable[None]]) -> None:
+        """Waits until all is as it was, and notes what was the last thing that was not."""
+        last = ""
+
+        async def remember() -> None:
+            nonlocal last
+            try:
+                await check()
+            except NotYet as error:
+                last = str(error)
+                raise
+
+        self.recovered = await since(self.mended, remember)
+        if last:
+            self.notes.append(f"last to recover: {' '.join(last.split())[:_SHORT]}")
+
+    def failures(self, attempts: Sequence[Attempt], *, posts_may_fail: bool) -> list[Attempt]:
+        """Returns the requests that should not have failed."""
+        return [
+            each for each in attempts if each.failure and not (posts_may_fail and self._was_in_flight(each))
+        ]  # fmt: skip
+
+    def _was_in_flight(self, attempt: Attempt) -> bool:
+        """Says whether a POST was under way when the fault happened: sent before, and not answered before."""
+        return attempt.method == "POST" and attempt.sent <= self.struck + _TIME_TO_NOTICE
+
+    def outcome(self, fault: str, attempts: Sequence[Attempt], *, held: bool) -> Outcome:
+        """Returns the row of the table."""
+        gets = [each for each in attempts if each.method == "GET"]
+        posts = [each for each in attempts if each.method == "POST"]
+        lost = [each for each in posts if each.failure]
+        in_flight = [each for each in lost if self._was_in_flight(each)]
+        return Outcome(
+            fault=fault,
+            gets=len(gets),
+            gets_failed=sum(bool(each.failure) for each in gets),
+            posts=len(posts),
+            posts_failed=len(lost) - len(in_flight),
+            in_flight=len(in_flight),
+            shown=self.shown,
+            detected=self.detected,
+            recovered=self.recovered,
+            notes="; ".join(self.notes),
+            held=held,
+        )
+
+
+async def since(moment: float, check: Callable[[], Awaitable[None]]) -> float:
+    """Waits until `check` raises NotYet no more; returns the seconds since a moment. Fails after PATIENCE."""
+    deadline = _now() + PATIENCE
+    while True:
+        wrong = await _wrong(check)
+        if not wrong:
+            return _now() - moment
+        assert _now() < deadline, f"not within {PATIENCE:.0f} s: {wrong}"
+        await asyncio.sleep(_POLL)
+
+
+async def _wrong(check: Callable[[], Awaitable[None]]) -> str:
+    try:
+        await check()
+    except NotYet as error:
+        return str(error)
+    return ""
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
