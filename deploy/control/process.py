@@ -185,6 +185,7 @@ class Member:
             connected=lambda: {
                 proxy.node for proxy in self._ads.proxies() if proxy.scope.audience.role is ProxyRole.SIDECAR
             },
+            max_age=options.stream_max_age,
         )
         self._is_serving = False
         self._started = datetime.now(UTC)

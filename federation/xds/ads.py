@@ -54,6 +54,7 @@ __all__ = [
     "TrustMark",
     "TypeStatus",
     "bearer_token",
+    "jittered",
     "proxy_node",
 ]
 
@@ -169,7 +170,7 @@ class AdsServer:
         self._on_rejected = on_rejected
         self._quiet = quiet.total_seconds()
         self._settle_limit = settle_limit
-        self._max_age = max_age.total_seconds()
+        self._max_age = max_age
         self._sessions: set[Session] = set()
         self._compiled: dict[ProxyScope, ResourceSet] = {}  # of the newest revision asked for
         self._compiled_revision = -1
@@ -226,9 +227,8 @@ class AdsServer:
 
     async def _watch(self, node: ProxyNode, admitted: Admitted) -> None:
         """Ends a stream, by raising Refused, when its proof is no longer good or has to be shown again."""
-        jitter = randomness.SystemRandom().uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)
         try:
-            async with asyncio.timeout(self._max_age * jitter):
+            async with asyncio.timeout(jittered(self._max_age).total_seconds()):
                 await self._admission.ended(node, admitted)
         except TimeoutError:
             raise Unavailable("time to authenticate again") from None
@@ -300,6 +300,11 @@ def _offered(snapshot: Snapshot, issued: Issued) -> Offered:
         expires=issued.expires,
         secrets={name: resource.version for name, resource in issued.resources.items()},
     )
+
+
+def jittered(max_age: timedelta) -> timedelta:
+    """Returns how old one stream may become: a tenth more or less."""
+    return max_age * randomness.SystemRandom().uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)
 
 
 def proxy_node(node: Node, peer: str) -> ProxyNode:

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from federation.loads import Load, Tally, Target, known_targets, patience, report_interval
 from federation.reports import LoadReport
 from federation.store import MeshStore
-from federation.xds.ads import MAX_AGE, Admission, Admitted, bearer_token, proxy_node
+from federation.xds.ads import MAX_AGE, Admission, Admitted, bearer_token, jittered, proxy_node
 from federation.xds.server import Refused, Unavailable, stream_handler
 from federation.xds.session import ProxyNode
 from trust.spiffe import ClusterName
@@ -54,13 +54,15 @@ class LoadServer:
         replica: str,
         admission: Admission,
         connected: Callable[[], Collection[str]],
+        max_age: timedelta = MAX_AGE,
     ) -> None:
-        """`connected` returns the nodes of the sidecars on ADS streams of this replica."""
+        """`connected` returns the nodes of the sidecars on ADS streams of this replica; `max_age` is as for those."""
         self._store = store
         self._cluster = cluster
         self._replica = replica
         self._admission = admission
         self._connected = connected
+        self._max_age = max_age
         self._started = datetime.now(UTC)
         self._tally = Tally()
         self._targets: Mapping[str, Mapping[ClusterName, Target]] = {}
@@ -171,7 +173,7 @@ class LoadServer:
     async def _watch(self, node: ProxyNode, admitted: Admitted) -> None:
         """Ends a stream, by raising Refused, when its proof is no longer good or has to be shown again."""
         try:
-            async with asyncio.timeout(MAX_AGE.total_seconds()):
+            async with asyncio.timeout(jittered(self._max_age).total_seconds()):
                 await self._admission.ended(node, admitted)
         except TimeoutError:
             raise Unavailable("time to authenticate again") from None
