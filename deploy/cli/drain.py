@@ -104,8 +104,7 @@ def drain(
         except KeyboardInterrupt:
             shown.pause()
             weight = f"keeps weight {weights[-1].weight} %" if weights else "keeps the weight that it has"
-            again = shlex.join(["isthmus", "drain", member, *(["--service", service] if service else [])])
-            shown.say(f"Interrupted: {scope} {weight}. To go on: {again}. To undo it: {undo}.")
+            shown.say(f"Interrupted: {scope} {weight}. To go on: the same command. To undo it: {undo}.")
             raise
     show(outcome, output, lambda: render_drain(outcome, undo))
     if not outcome.is_done:

@@ -39,9 +39,12 @@ class Look(msgspec.Struct, frozen=True):
     silent: tuple[Silent, ...] = ()
 
     def known(self) -> frozenset[str]:
-        """Returns the members that anybody knows, without those that left or are revoked: they call nobody."""
-        gone = {one.name for member in self.members.values() for one in member.knows if one.left or one.revoked}
-        return frozenset(one.name for member in self.members.values() for one in member.knows) - gone
+        """Returns the members that anybody knows, without those that left, and those that all others have revoked."""
+        views = [(own, one) for own, member in self.members.items() for one in member.knows]
+        left = {one.name for _, one in views if one.left}
+        believed = {one.name for own, one in views if not one.revoked and own != one.name}
+        revoked = {one.name for own, one in views if one.revoked and own != one.name} - believed
+        return frozenset(one.name for _, one in views) - left - revoked
 
     def not_reached(self, without: Collection[str]) -> tuple[Silent, ...]:
         """Returns the members that are known and did not answer, and silent replicas that may have proxies: a sidecar

@@ -53,7 +53,9 @@ class Run:
 
     @property
     def callers(self) -> dict[str, Member]:
-        return {name: member for name, member in self.look.members.items() if self.scope.calls(name)}
+        """Those whose calls are to leave, as far as they were reached; who has left the mesh calls nobody."""
+        known = self.look.known()
+        return {name: one for name, one in self.look.members.items() if self.scope.calls(name) and name in known}
 
     @property
     def own(self) -> Member | None:

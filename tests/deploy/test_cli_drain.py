@@ -156,6 +156,14 @@ def test_a_member_that_is_not_reached_is_named_and_fails_it(drive: Drive) -> Non
     assert drive.drain(over=0, force=True).is_done
 
 
+def test_who_left_the_mesh_is_neither_told_nor_counted(drive: Drive) -> None:
+    drive.mesh.left.add("south")
+    drive.mesh.members["south"].hears = False
+    drive.mesh.members["south"].silent = ("south/shop/client",)
+    done = drive.drain(over=0)
+    assert (done.is_done, done.told) == (True, ())
+
+
 @pytest.mark.parametrize(("silent", "unled"), [(("east/shop/client",), 0), ((), 2)])
 def test_proxies_that_nobody_counts_are_named(drive: Drive, silent: tuple[str, ...], unled: int) -> None:
     drive.mesh.members["east"].silent, drive.mesh.members["east"].unled = silent, unled

@@ -79,6 +79,7 @@ class ModelCallers:
         self.told: list[tuple[str, DrainOrder]] = []
         self.undone: list[str] = []
         self.severed = False
+        self.left: set[str] = set()
         self.lag = 0  # looks that still show a drain that was ended
         self._ended: list[DrainReport] = []
         self._counted_to = 0.0
@@ -190,6 +191,9 @@ class ModelCallers:
             loads=tuple(loads),
             visitors=one.visitors,
         )
-        knows = tuple(cluster_report(name, is_self=name == one.name) for name in self.members)
+        knows = tuple(
+            cluster_report(name, is_self=name == one.name, left=EPOCH if name in self.left else None)
+            for name in self.members
+        )
         drains = (*self.drains(one), *self._ended)
         return Member(cluster=one.name, name=one.name, drains=drains, knows=knows, loads=(report,), unled=one.unled)
