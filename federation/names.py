@@ -35,6 +35,7 @@ GATEWAY_ENDPOINT_HEADER = "x-isthmus-endpoint"
 GATEWAY_HEALTH_PATH = "/healthz"
 
 ETCD_PREFIX = "/isthmus/v1/"
+EXPORTS_PREFIX = f"{ETCD_PREFIX}exports/"
 PROXIES_PREFIX = f"{ETCD_PREFIX}proxies/"
 REVOCATIONS_PREFIX = f"{ETCD_PREFIX}revocations/"
 TOKENS_PREFIX = f"{ETCD_PREFIX}tokens/"
@@ -166,12 +167,12 @@ def member_key(cluster: ClusterName) -> str:
 
 def export_key(cluster: ClusterName, key: ServiceKey) -> str:
     """Returns the etcd key of what `cluster` offers under `key`."""
-    return f"{ETCD_PREFIX}exports/{cluster}/{key.namespace}/{key.name}"
+    return f"{EXPORTS_PREFIX}{cluster}/{key.namespace}/{key.name}"
 
 
 def export_prefix(cluster: ClusterName) -> str:
     """Returns the prefix of all etcd keys of what `cluster` offers."""
-    return f"{ETCD_PREFIX}exports/{cluster}/"
+    return f"{EXPORTS_PREFIX}{cluster}/"
 
 
 def freshness_key(cluster: ClusterName) -> str:

@@ -2,6 +2,7 @@
 
     own word with `has_left`, or an admin's forget  -->  departures/<member>  -->  all else of it goes, at once
     own word without it                             -->  departures/<member> goes, and the member is back
+    departures/<own>                                -->  what others offer goes; who they are stays
 
 The record of the departure is the truth: what of the member is found in etcd beside it is cleared away, by the leader,
 whenever it turns up (hearsay, an etcd that lost writes). A removal holds only while the record still stands unchanged,
@@ -10,6 +11,7 @@ so that nothing is taken from a member that has just come back. What others say 
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from federation import names
@@ -22,6 +24,7 @@ from federation.etcd import (
     Fenced,
     Get,
     Guard,
+    KeyValue,
     Operation,
     Put,
     Unchanged,
@@ -93,14 +96,25 @@ async def clear_away(etcd: EtcdClient, member: ClusterName, *, guard: Guard | No
     keys = [key for key in found if await etcd.get(key) is not None]
     for prefix in (names.export_prefix(member), names.drain_key(member, None) + "/"):
         keys += [item.key for item in (await etcd.list(prefix)).items]
-    stands = Unchanged(departure.key, departure.mod_revision)
-    for first in range(0, len(keys), _MOST_DELETES):
-        batch: list[Operation] = [Delete(key) for key in keys[first : first + _MOST_DELETES]]
-        if not await _transact(etcd, [stands], batch, guard=guard):
-            return first  # it is back
-    if keys:
-        log.info("member cleared away", extra={"member": member, "records": len(keys)})
-    return len(keys)
+    removed = await _remove(etcd, keys, departure, guard=guard)
+    if removed:
+        log.info("member cleared away", extra={"member": member, "records": removed})
+    return removed
+
+
+async def clear_after_ourselves(etcd: EtcdClient, own: ClusterName, *, guard: Guard | None = None) -> int:
+    """Removes all that others offer, as long as this cluster has left; returns how many records that were.
+
+    Who they are stays, so that it can come back. Raises Fenced when the guard does not hold, EtcdUnavailable,
+    EtcdRefused.
+    """
+    departure = await etcd.get(names.departure_key(own))
+    if departure is None:
+        return 0
+    listings = [await etcd.list(prefix) for prefix in (names.EXPORTS_PREFIX, names.freshness_key(ClusterName("")))]
+    keys = [item.key for listing in listings for item in listing.items]
+    others = [key for key in keys if not key.startswith(names.export_prefix(own))]
+    return await _remove(etcd, others, departure, guard=guard)
 
 
 class Farewells:
@@ -125,8 +139,11 @@ class Farewells:
         while True:
             seen = due.count
             try:
-                for member in left_behind(self._store.snapshot, self._own):
+                snapshot = self._store.snapshot
+                for member in left_behind(snapshot, self._own):
                     await clear_away(self._etcd, member, guard=leadership.guard)
+                if self._own in snapshot.departures and (snapshot.imports or snapshot.freshness):
+                    await clear_after_ourselves(self._etcd, self._own, guard=leadership.guard)
             except (EtcdUnavailable, EtcdRefused) as error:
                 log.warning("departed member not cleared away", extra={"reason": str(error)})
                 await asyncio.sleep(_RETRY.total_seconds())
@@ -143,6 +160,16 @@ def left_behind(snapshot: Snapshot, own: ClusterName) -> tuple[ClusterName, ...]
     held = gone & (snapshot.members.keys() | snapshot.freshness.keys())
     held |= {cluster for cluster, _ in snapshot.imports if cluster in gone}
     return tuple(sorted(held | {cluster for cluster, _ in snapshot.drains if cluster in gone}))
+
+
+async def _remove(etcd: EtcdClient, keys: Sequence[str], departure: KeyValue, *, guard: Guard | None) -> int:
+    """Removes keys as long as a departure stands unchanged, and returns how many were removed."""
+    stands = Unchanged(departure.key, departure.mod_revision)
+    for first in range(0, len(keys), _MOST_DELETES):
+        batch: list[Operation] = [Delete(key) for key in keys[first : first + _MOST_DELETES]]
+        if not await _transact(etcd, [stands], batch, guard=guard):
+            return first  # it is back
+    return len(keys)
 
 
 async def _transact(

@@ -81,6 +81,8 @@ async def test_who_leaves_is_gone_everywhere_at_once_and_back_when_it_comes_back
             assert WEST not in [status.peer for status in other.peers.status()]
             assert len(other.picture.imports) == 1
         await eventually(lambda: west.peers.status() == ())
+        await eventually(lambda: not west.picture.imports and not west.picture.freshness)
+        assert set(west.picture.members) == {EAST, WEST, SOUTH}  # so that it can come back
         assert west.offer.exports == {}
         await eventually(lambda: not any(one.startswith(export_prefix(WEST)) for one in west.replica.records))
         assert east.is_live(SOUTH)
