@@ -17,7 +17,7 @@ import msgspec
 from federation import names
 from federation.etcd import EtcdClient
 from federation.etcd.election import Leadership
-from federation.model import ClusterSettings
+from federation.model import ClusterSettings, MemberCluster
 from federation.peering import exports, trust_records
 from federation.peering.allowance import Allowance, weigh
 from federation.peering.exports import Malformed
@@ -167,6 +167,8 @@ class Intake:
         for resource in received.upserts:
             try:
                 said = exports.read_member(resource.name, resource.body, self._peer)
+                if said.introduced_by and self._says_what_is_known(said):
+                    continue
                 if said.introduced_by:
                     check_membership(said, bundle, domain=self._settings.domain, now=now)
             except (Malformed, CertificateRefused) as error:
@@ -185,6 +187,13 @@ class Intake:
                 log.info("member learnt", extra={"member": said.name, "said_by": self._peer})
         # Removals are not heeded: nobody takes a member out of the mesh by forgetting it.
         return refused
+
+    def _says_what_is_known(self, said: MemberCluster) -> bool:
+        """Says whether somebody repeats what a member told us itself: each of N peers does so of each of N members."""
+        known = self._store.snapshot.members.get(said.name)
+        return (
+            known is not None and not known.introduced_by and msgspec.structs.replace(said, introduced_by="") == known
+        )
 
     async def _keep_documents(self, received: Received) -> Mapping[str, str]:
         """Hands over the documents: those that can be read all at once, for one may need the other to be believed."""

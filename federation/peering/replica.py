@@ -69,7 +69,7 @@ class Replica:
     def records(self) -> Mapping[str, bytes]:
         """What etcd holds, by key: members, freshness, exports (those of this cluster too), revocations, statements
         and grants. `news` tells when it changed, `own_news` only when something else changed than what the others
-        offer and when they were heard: in a large mesh that is nearly all."""
+        offer and when they were heard, unless it had been lost: in a large mesh nearly all is of that kind."""
         return MappingProxyType(self._records)
 
     @property
@@ -102,12 +102,12 @@ class Replica:
                         self.news.tell()
                         self.own_news.tell()
                     case Event():
+                        was_lost = item.key in self._lost
                         self._follow(item)
-                        if (
-                            _is_ours(item.key) or item.key == names.REFILLED_KEY
-                        ):  # what proxies acknowledge comes in the same stream, and is much
+                        # What proxies acknowledge comes in the same stream, and is much.
+                        if _is_ours(item.key) or item.key == names.REFILLED_KEY:
                             self.news.tell()
-                            if self._concerns_us(item.key):
+                            if was_lost or self._concerns_us(item.key):
                                 self.own_news.tell()
 
     def _relist(self, listing: Listing) -> None:
