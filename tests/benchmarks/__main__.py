@@ -2,12 +2,15 @@
 
 import asyncio
 import sys
+import tempfile
 from pathlib import Path
 
 import click
 import msgspec
 from rich.console import Console
+from rich.table import Table
 
+from tests.benchmarks.convergence import measure
 from tests.benchmarks.figures import Figures, tables
 from tests.benchmarks.plan import Plan
 from tests.benchmarks.simulation import prepare
@@ -70,6 +73,25 @@ def simulation(
             console.print(table)
     if not figures.is_consistent:
         sys.exit(1)
+
+
+@main.command()
+@click.option("--changes", default=100, show_default=True, help="With each number of dead replicas.")
+@click.option("-o", "--output", type=_FORMAT, default="table", show_default=True)
+def convergence(changes: int, output: str) -> None:
+    """A change in east until west's proxies have acknowledged it, in a lab, with 0, 1 and 2 of 3 replicas dead."""
+    with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as folder:
+        found = measure(Path(folder), changes=changes, say=lambda text: click.echo(text, err=True))
+    if output == "json":
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        return
+    table = Table(title="From a change in east to the ACK of a proxy in west", title_justify="left")
+    for column in ("replicas dead in east and west", "changes", "acknowledged", "p50", "p99"):
+        table.add_column(column, justify="right")
+    for loss in found:
+        times = (f"{loss.p50 * 1000:.0f} ms", f"{loss.p99 * 1000:.0f} ms")
+        table.add_row(str(loss.killed), str(loss.changes), str(loss.acknowledged), *times)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":
