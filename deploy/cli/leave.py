@@ -127,7 +127,8 @@ async def _leave(
         by_itself, reason = not isinstance(answer, Silent), answer.reason if isinstance(answer, Silent) else ""
         if not by_itself and not force:
             raise CommandFailed(f"{cluster} does not leave: {reason}", "--force has the others forget it")
-    others = {own: name for own, name in reached.items() if own != cluster}
+    left = {one.name for answer in known.values() if not isinstance(answer, Silent) for one in answer[1] if one.left}
+    others = {own: name for own, name in reached.items() if own != cluster and own not in left}
     late: Collection[str] = others
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait.total_seconds()
@@ -142,7 +143,7 @@ async def _leave(
             members.append(Witness(own, Knowledge.NOT_REACHED if no.is_away else Knowledge.REFUSED, no.reason))
         else:
             members.append(Witness(own, Knowledge.TOLD if own in late else Knowledge.HEARD))
-    members += _away(cluster, known, reached)
+    members += _away(known, reached.keys() | left | {cluster})
     return LeaveOutcome(
         cluster=cluster,
         is_done=all(one.state in (Knowledge.HEARD, Knowledge.TOLD) for one in members),
@@ -162,16 +163,12 @@ async def _unaware(targets: Targets, cluster: str, others: Mapping[str, str]) ->
     return [own for own, name in others.items() if answers[name] is not False]
 
 
-def _away(cluster: str, known: _Known, reached: Mapping[str, str]) -> list[Witness]:
+def _away(known: _Known, without: Collection[str]) -> list[Witness]:
     names = {
-        one.name
-        for answer in known.values()
-        if not isinstance(answer, Silent)
-        for one in answer[1]
-        if one.left is None and not one.revoked
+        one.name for answer in known.values() if not isinstance(answer, Silent) for one in answer[1] if not one.revoked
     }
     away = []
-    for name in sorted(names - reached.keys() - {cluster}):
+    for name in sorted(names - set(without)):
         silent = known.get(name)
         reason = silent.reason if isinstance(silent, Silent) else "no control plane of it is named here"
         away.append(Witness(name, Knowledge.NOT_REACHED, reason))

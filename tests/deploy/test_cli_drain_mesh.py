@@ -175,6 +175,14 @@ async def test_who_cannot_be_told_of_a_departure_is_named(members: dict[str, Fak
     assert "etcd is read-only" in refused.stdout
 
 
+async def test_who_left_before_need_not_know(members: dict[str, FakeMember], invoke: Invoke) -> None:
+    members["south"].left.add("south")
+    done = await invoke("leave", "west", "--force", "-o", "json", gone=("west",))
+    assert done.exit_code == 0, done.output
+    assert [one["cluster"] for one in json.loads(done.stdout)["members"]] == ["east"]
+    assert members["south"].forgot == []
+
+
 async def test_a_cluster_that_refuses_to_leave_says_why(members: dict[str, FakeMember], invoke: Invoke) -> None:
     members["west"].refuses = "etcd is read-only"
     no = await invoke("leave", "west")
