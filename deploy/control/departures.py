@@ -14,6 +14,7 @@ from federation.etcd import EtcdClient, EtcdError
 from federation.model import ClusterSettings, Departure
 from federation.names import departure_key
 from federation.peering.farewells import depart
+from federation.peering.records import take_back
 from federation.store import MeshStore
 from trust.audit import AuditEvent, AuditKind
 from trust.spiffe import ClusterName
@@ -52,7 +53,7 @@ class Departures:
         own = self._settings.name
         if own not in self._store.snapshot.departures:
             raise AdminRefused(f"{own} has not left the mesh", "there is nothing to do", status=409)
-        await _written(self._etcd.delete(departure_key(own)))
+        await _written(take_back(self._etcd, departure_key(own)))
         self._tell(AuditKind.JOINED, own, asked_by=asked_by, reason="came back")
         await self._shown(own, is_departed=False)
 

@@ -13,10 +13,11 @@ import msgspec
 
 from federation.admin import AdminRefused, DrainOrder
 from federation.drains import kept_services
-from federation.etcd import Delete, EtcdClient, EtcdError, Operation, Put
+from federation.etcd import EtcdClient, EtcdError, Operation, Put
 from federation.model import ClusterSettings, Drain, ServiceKey, Severance
 from federation.names import drain_key, severance_key
 from federation.peering.exports import MOST_DRAINS, Malformed, decode_drain, encode
+from federation.peering.records import take_back
 from federation.reports import DrainReport
 from federation.snapshot import Change, Section, Snapshot, apply
 from federation.store import MeshStore
@@ -85,7 +86,10 @@ class DrainBackend:
         held = await self._held(name, key)
         if held is None:
             raise _not_asked_here(name, key, snapshot, self._settings)
-        await self._write([Delete(drain_key(name, key))], "end the drain")
+        try:
+            await take_back(self._etcd, drain_key(name, key))
+        except EtcdError as error:
+            raise _etcd_away("end the drain", error) from error
         self._tell(AuditKind.UNDRAINED, held, asked_by=asked_by, reason="it gets all of its calls again")
         return drain_reports(apply(snapshot, [Change(Section.DRAINS, (name, key), None)]), self._settings)
 

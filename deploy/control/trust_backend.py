@@ -13,7 +13,7 @@ from deploy.control.trust_warnings import Standing, trust_warnings
 from federation.admin import AdminRefused, RevocationOrder, TrustDocuments
 from federation.etcd import EtcdClient, EtcdError
 from federation.names import revocation_key
-from federation.peering.records import encode_revocation
+from federation.peering.records import encode_revocation, take_back
 from federation.peering.replica import Replica
 from federation.peering.trust_records import heard_statements
 from federation.reports import RevocationOrigin, RevocationReport, TrustReport
@@ -156,7 +156,7 @@ class TrustBackend:
                 status=409,
             )
         try:
-            await self._etcd.delete(revocation_key(subject))
+            await take_back(self._etcd, revocation_key(subject))
         except EtcdError as error:
             raise _etcd_away("undo the revocation", error) from error
         if is_here:

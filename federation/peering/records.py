@@ -151,6 +151,15 @@ async def _write(etcd: EtcdClient, guard: Guard, operations: Sequence[Operation]
     return outcome.revision
 
 
+async def take_back(etcd: EtcdClient, key: str) -> None:
+    """Removes a record in a way that every replica hears of; raises EtcdUnavailable, EtcdRefused.
+
+    To remove what etcd has lost is no event, and it would be written again: so it is there for a moment.
+    """
+    await etcd.put_if_absent(key, b"")
+    await etcd.delete(key)
+
+
 async def keep_member(etcd: EtcdClient, said: MemberCluster, *, guard: Guard | None = None) -> bool:
     """Writes what was said of a member, if it is news (`exports.learn`), and returns whether it was.
 

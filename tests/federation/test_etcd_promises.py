@@ -13,7 +13,7 @@ from federation import names
 from federation.etcd import EtcdClient, EtcdError
 from federation.model import Departure, Drain, ExportedService, Freshness, MemberCluster, ServiceKey
 from federation.peering import exports
-from federation.peering.records import encode_revocation, place_of, read_record
+from federation.peering.records import encode_revocation, place_of, read_record, take_back
 from federation.snapshot import Change, Section
 from tests.support.etcd import QUOTA, fill
 from tests.support.federation import SHOP, ClusterUnderTest, ControlUnderTest, exported_service, pod, start_cluster
@@ -91,12 +91,13 @@ class Mesh:
             while True:
                 with suppress(EtcdError, TimeoutError):
                     if body is None:
-                        await self.east.client.delete(key)
+                        await take_back(self.east.client, key)
                     else:
                         await self.east.client.put(key, body)
                     async with asyncio.timeout(2):
-                        while self.east.replica.records.get(key) != body:
-                            await self.east.replica.news.wait_newer(self.east.replica.news.count)
+                        replica = self.east.replica
+                        while replica.records.get(key) != body or key in replica.lost:
+                            await replica.news.wait_newer(replica.news.count)
                     return
                 await asyncio.sleep(0.1)
 
