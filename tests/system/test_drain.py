@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.mesh import Isthmus, eventually
 from tests.system.conftest import PROGRAMS
 
@@ -28,6 +30,14 @@ def held_open(mesh: Isthmus, folder: Path) -> Iterator[Path]:
     finally:
         stop.touch()
         held.communicate(timeout=60)
+
+
+@pytest.fixture(autouse=True)
+def undrained(mesh: Isthmus) -> Iterator[None]:
+    """Leaves no drain behind, whatever a test came to."""
+    yield
+    for words in (("west",), ("west", "--service", "shop/echo")):
+        mesh.run("--lab", mesh.name, "undrain", *words)
 
 
 def seen(file: Path) -> Any:
@@ -52,15 +62,15 @@ def answered_by(mesh: Isthmus, count: int = 20) -> set[str]:
 def test_a_cluster_is_drained_under_load_and_nothing_fails(mesh: Isthmus, tmp_path: Path) -> None:
     assert answered_by(mesh) == {"200 west"}, "the nearest: it is in the same cloud"
     with held_open(mesh, tmp_path) as file:
-        eventually(lambda: seen(file).get("grpc") == seen(file).get("tcp") == "west")
+        eventually(lambda: seen(file).get("grpc") == seen(file).get("tcp") == "west", seconds=60)
         load = mesh.start_load(CLIENT, ECHO, rate=100, seconds=15)
         words = ("drain", "west", "--over", "5s", "--grace", "2m", "--abort-on", "error-rate>1%", "--force")
         drain = mesh.start("--lab", mesh.name, *words, "-o", "json")
         try:
             eventually(lambda: weights(mesh, "west") == [0], seconds=60)
-            eventually(lambda: answered_by(mesh) == {"200 south"})
+            eventually(lambda: answered_by(mesh) == {"200 south"}, seconds=60)
             before = seen(file)
-            eventually(lambda: seen(file)["grpcMessages"] > before["grpcMessages"] + 20)
+            eventually(lambda: seen(file)["grpcMessages"] > before["grpcMessages"] + 20, seconds=60)
             assert drain.poll() is None, drain.communicate()
             assert seen(file)["grpc"] == seen(file)["tcp"] == "west"
             assert not seen(file)["broken"]
@@ -80,7 +90,7 @@ def test_a_cluster_is_drained_under_load_and_nothing_fails(mesh: Isthmus, tmp_pa
     back = mesh.json("--lab", mesh.name, "undrain", "west")
     assert back["isDone"]
     assert {one["weight"] for one in back["weights"]} == {100}
-    eventually(lambda: answered_by(mesh) == {"200 west"})
+    eventually(lambda: answered_by(mesh) == {"200 west"}, seconds=60)
 
 
 def test_a_drain_that_others_cannot_bear_is_undone(mesh: Isthmus, sick: Path) -> None:
