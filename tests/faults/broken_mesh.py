@@ -280,7 +280,7 @@ class BrokenMesh:
                 finally:
                     for call in calls:
                         call.stop()
-            attempts = [attempt for call in calls for attempt in call.attempts]
+            attempts = row.counted([attempt for call in calls for attempt in call.attempts])
             lost = row.failures(attempts, posts_may_fail=posts_may_fail)
             told = f"{len(lost)} requests failed, such as {lost[:3]}; fault at {row.struck:.2f}"
             assert not any(each.method == "GET" for each in lost), told

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from deploy.lab.load import Attempt
+from deploy.lab.load import TIMEOUT, Attempt
 from tests.faults.table import Outcome
 
 PATIENCE = 60.0  # seconds; deadline of every wait
 _POLL = 0.1  # seconds between two looks
+_LATE = 1.0  # seconds
 _SHORT = 100  # characters of a note
 _TIME_TO_NOTICE = 1.0  # seconds until a proxy knows that a frozen gateway is one: what it sent there is under way
 
@@ -63,6 +64,15 @@ class Row:
         self.recovered = await since(self.mended, remember)
         if last:
             self.notes.append(f"last to recover: {' '.join(last.split())[:_SHORT]}")
+
+    def counted(self, attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Returns the requests that say something of the mesh: not those which this process itself sent, or gave up,
+        more than a second late, because the machine ran nothing meanwhile. How many those are is noted."""
+        limit = TIMEOUT.total_seconds() + _LATE
+        counted = [each for each in attempts if each.sent - each.due < _LATE and each.ended - each.sent < limit]
+        if len(counted) < len(attempts):
+            self.notes.append(f"{len(attempts) - len(counted)} requests not counted: the machine stood still")
+        return counted
 
     def failures(self, attempts: Sequence[Attempt], *, posts_may_fail: bool) -> list[Attempt]:
         """Returns the requests that should not have failed."""
