@@ -70,6 +70,7 @@ def test_a_cluster_is_drained_under_load_and_nothing_fails(mesh: Isthmus, tmp_pa
             eventually(lambda: weights(mesh, "west") == [0], seconds=60)
             eventually(lambda: answered_by(mesh) == {"200 south"}, seconds=60)
             before = seen(file)
+            assert not before["broken"], before
             eventually(lambda: seen(file)["grpcMessages"] > before["grpcMessages"] + 20, seconds=60)
             assert drain.poll() is None, drain.communicate()
             assert seen(file)["grpc"] == seen(file)["tcp"] == "west"
