@@ -122,22 +122,26 @@ def apply(snapshot: Snapshot, changes: Sequence[Change | Replace]) -> Snapshot:
     is said of each of them every few seconds.
     """
     sections: dict[Section, dict[Any, Any]] = {}
+    touched: dict[Section, set[Any]] = {}
     for change in changes:
+        before = _section(snapshot, change.section)
         match change:
             case Change(section=section, key=key, value=value):
                 if section not in sections:
-                    sections[section] = dict(_section(snapshot, section))
+                    if before.get(key) == value:
+                        continue
+                    sections[section], touched[section] = dict(before), set()
+                touched[section].add(key)
                 if value is None:
                     sections[section].pop(key, None)
                 else:
                     sections[section][key] = value
             case Replace(section=section, values=values):
-                sections[section] = dict(values)
-    # Equal values keep their identity, so that whoever compares by identity sees only what changed.
+                sections[section], touched[section] = dict(values), {*before, *values}
     changed = {
-        section.value: _keep_equal(_section(snapshot, section), values)
+        section.value: values
         for section, values in sections.items()
-        if values != _section(snapshot, section)
+        if _keep_equal(_section(snapshot, section), values, touched[section])
     }
     if not changed:
         return snapshot
@@ -196,8 +200,19 @@ def _section(snapshot: Snapshot, section: Section) -> Mapping[Any, Any]:
     return values
 
 
-def _keep_equal(before: Mapping[Any, Any], after: dict[Any, Any]) -> Mapping[Any, Any]:
-    return {key: before[key] if before.get(key) == value else value for key, value in after.items()}
+def _keep_equal(before: Mapping[Any, Any], after: dict[Any, Any], touched: Iterable[Any]) -> bool:
+    """Puts the object from before in the place of each equal one, and says whether anything else was touched.
+
+    So whoever compares by identity sees only what changed, and one change among thousands of values is no comparison
+    of them all.
+    """
+    is_changed = False
+    for key in touched:
+        if key in after and key in before and before[key] == after[key]:
+            after[key] = before[key]
+        elif key in after or key in before:
+            is_changed = True
+    return is_changed
 
 
 def _derive_endpoints(before: Snapshot, after: Snapshot) -> Mapping[ServiceKey, tuple[Endpoint, ...]]:
