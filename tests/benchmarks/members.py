@@ -25,6 +25,9 @@ from trust.bundle import TrustBundle
 from trust.enrolment import Intermediate
 from trust.issuance import Issuer
 
+_PATIENCE = timedelta(seconds=30)
+"""With etcd, and of the leader's lease: members that share a few cores keep each other waiting, as clusters do not."""
+
 
 class SimulatedMember:
     """A control plane on an etcd of its own. `took` are (change, seconds until it was in this picture)."""
@@ -85,8 +88,8 @@ async def run_member(plan: Plan, spec: Spec, folder: Path) -> AsyncIterator[Simu
     issuer = _issuer(plan, spec)
     documents = tuple(msgspec.json.decode(each, type=TrustBundle) for each in spec.documents)
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(EtcdClient((spec.etcd,)))
-        control = ControlUnderTest(issuer, client, settings, documents=documents)
+        client = await stack.enter_async_context(EtcdClient((spec.etcd,), timeout=_PATIENCE))
+        control = ControlUnderTest(issuer, client, settings, documents=documents, lease=_PATIENCE)
         control.store.apply(objects_of(plan, spec.index))
         control.store.mark_listed("source")
         await stack.enter_async_context(

@@ -34,7 +34,7 @@ from trust.certificates import make_intermediate, make_root, new_key
 
 _WORKERS = 2  # for all members but the two that are watched joining
 _ETCDS_AT_ONCE = 4
-_MEMBERS_AT_ONCE = 6
+_MEMBERS_AT_ONCE = 2  # one in each worker: in life, too, they come one after another
 _LIMIT = 180.0  # seconds for a mesh to become whole
 _HOUSE = Path(__file__).parents[2]
 _ETCD_ARGUMENTS = ("--heartbeat-interval", "100", "--election-timeout", "1000")  # etcd's own, not the hasty ones
@@ -139,8 +139,9 @@ class Simulation:
         return worker
 
     async def _add(self, numbers: Sequence[int]) -> None:
-        """Adds members to the first workers, some at a time, each joined via the first."""
+        """Adds members to the first workers, few at a time, each via the first; the next wait for a whole mesh."""
         self._say(f"members {numbers[0]} to {numbers[-1]} join")
+        began = time.time()
         await self._start_etcds(numbers)
         for begin in range(0, len(numbers), _MEMBERS_AT_ONCE):
             some = numbers[begin : begin + _MEMBERS_AT_ONCE]
@@ -148,6 +149,7 @@ class Simulation:
                 for place, worker in enumerate(self._workers[:_WORKERS]):
                     tasks.create_task(self._start(worker, some[place::_WORKERS]))
             await self._whole(max(some))
+            self._say(f"{max(some)} members are whole after {time.time() - began:.0f} s")
 
     async def _start(self, worker: _Worker, numbers: Sequence[int], *, has_sidecar: bool = False) -> None:
         specs = tuple(self._spec(number, has_sidecar=has_sidecar) for number in numbers)

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -84,9 +85,17 @@ class ControlUnderTest:
     """One control plane without proxies."""
 
     def __init__(
-        self, issuer: Issuer, client: EtcdClient, settings: ClusterSettings, *, documents: Sequence[TrustBundle] = ()
+        self,
+        issuer: Issuer,
+        client: EtcdClient,
+        settings: ClusterSettings,
+        *,
+        documents: Sequence[TrustBundle] = (),
+        lease: timedelta = timedelta(seconds=5),
     ) -> None:
+        """`lease` is what the leader's key hangs on: who shares a machine with fifty others is given longer."""
         self.name = settings.name
+        self._lease = lease
         self.holder = f"{settings.name}-control-1"
         """Its name in elections."""
         self.client = client
@@ -131,7 +140,7 @@ class ControlUnderTest:
             tasks.create_task(self.replica.run(self.client))
             tasks.create_task(self.offer.run())
             tasks.create_task(Silences(self.store).run())
-            tasks.create_task(Election(self.client, self.holder).run(self._lead))
+            tasks.create_task(Election(self.client, self.holder, ttl=self._lease).run(self._lead))
 
     async def _lead(self, leadership: Leadership) -> None:
         async with asyncio.TaskGroup() as tasks:
