@@ -1,6 +1,7 @@
 """The admin API of a control plane: JSON over HTTP, by aiohttp. What it serves is made elsewhere (`AdminBackend`).
 
     GET  /healthz /readyz /metrics                       open to all: probes and Prometheus
+    GET  /healthz/etcd                                   ... and other replicas: does this one serve, and follow etcd
     GET  /v1/status /v1/clusters /v1/services /v1/proxies
     GET  /v1/join-request    POST /v1/join               how a cluster becomes a member
     POST /v1/join-request                                a new request instead of the pending one
@@ -106,6 +107,10 @@ class AdminBackend(Protocol):
     def is_ready(self) -> bool:
         """Says whether proxies are served."""
 
+    @property
+    def follows_etcd(self) -> bool:
+        """Says whether this replica would serve the proxies of those that are cut from etcd."""
+
     def status(self) -> StatusReport: ...
     def clusters(self) -> tuple[ClusterReport, ...]: ...
     def services(self) -> tuple[ServiceReport, ...]: ...
@@ -142,6 +147,10 @@ def admin_app(backend: AdminBackend, token: str) -> web.Application:
     @routes.get("/readyz")
     async def _(_request: web.Request) -> web.Response:
         return web.Response(text="ready\n") if backend.is_ready else web.Response(status=503, text="not ready\n")
+
+    @routes.get("/healthz/etcd")
+    async def _(_request: web.Request) -> web.Response:
+        return web.Response(text="followed\n") if backend.follows_etcd else web.Response(status=503, text="not now\n")
 
     @routes.get("/metrics")
     async def _(_request: web.Request) -> web.Response:

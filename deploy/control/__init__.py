@@ -11,6 +11,7 @@
     identity     its own certificate, and those of its proxies
     admissions   who may be told something              tokens     the join tokens that are asked for at this door
     proxies      what each proxy is told (the compilers)
+    entrance     where proxies and peers come in        handover P    when they are left to other replicas
     drain_backend    which members calls are to leave    departures   who leaves the mesh
     audit        who got or was refused an identity, and what was done to trust, in a file
 

@@ -54,6 +54,14 @@ class MemberParts(Protocol):
         """Says whether the ports for proxies and peers are open."""
 
     @property
+    def handed_over_since(self) -> datetime | None:
+        """Since when proxies and peers are left to other replicas; None while they are served."""
+
+    @property
+    def is_steady(self) -> bool:
+        """Says whether other replicas may leave their proxies and peers to this one."""
+
+    @property
     def leader(self) -> str:
         """The replica that leads, empty when unknown."""
 
@@ -117,7 +125,12 @@ class Backend:
     @property
     def is_ready(self) -> bool:
         """Says whether proxies are served."""
-        return self.parts is not None and self.parts.is_serving
+        return self.parts is not None and self.parts.is_serving and self.parts.handed_over_since is None
+
+    @property
+    def follows_etcd(self) -> bool:
+        """Says whether this replica would serve the proxies of those that are cut from etcd."""
+        return self.parts is not None and self.parts.is_serving and self.parts.is_steady
 
     async def run(self) -> None:
         """Looks for what does not work, for ever, and logs when a problem begins and ends."""
@@ -144,7 +157,7 @@ class Backend:
             replicas=tuple(f"http://{host_port(one, CONTROL_ADMIN_PORT)}" for one in self._options.control_addresses),
             is_joined=parts is not None,
             is_ready=self.is_ready,
-            waiting_for=tuple(waiting or ([] if self.is_ready else ["ports"])),
+            waiting_for=tuple(waiting or self._waits()),
             is_leader=leader == self._options.replica,
             leader=leader,
             revision=snapshot.revision,
@@ -268,6 +281,11 @@ class Backend:
         """Has this cluster forget a member."""
         await self._member("it knows nobody").departures.forget(cluster, asked_by=asked_by)
         return self.clusters()
+
+    def _waits(self) -> list[str]:
+        if self.is_ready:
+            return []
+        return ["etcd"] if self.parts is not None and self.parts.handed_over_since is not None else ["ports"]
 
     @property
     def _trust_backend(self) -> TrustBackend:

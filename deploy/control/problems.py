@@ -74,6 +74,12 @@ def of_etcd(problems: Iterable[EtcdProblem]) -> list[Found]:
     return [Found("etcd", "etcd", f"{one.ailment}: {one.message}", one.since) for one in problems]
 
 
+def of_handover(since: datetime | None) -> list[Found]:
+    """Returns that proxies and peers are left to other replicas, which follow etcd."""
+    told = "handed over: other replicas, which follow etcd, serve the proxies and peers of this one"
+    return [] if since is None else [Found("etcd", "etcd", told, since)]
+
+
 def of_leader(leader: str, vacant_since: datetime | None, now: datetime, *, campaign: str) -> list[Found]:
     """Returns that nobody leads, once that lasts longer than a change of leaders takes.
 

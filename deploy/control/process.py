@@ -2,7 +2,7 @@
 
 at once          sources and the copy of etcd fill the picture; the admin API answers
 once joined      the keeper of its trust, the election: the leader publishes, and listens to the peers
-once complete    ADS for the proxies, the federation stream for the peers
+once complete    ADS for the proxies, the federation stream for the peers, through one entrance
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from deploy.control.audit import Trail
 from deploy.control.backend import Backend
 from deploy.control.departures import Departures
 from deploy.control.drain_backend import DrainBackend
+from deploy.control.entrance import Entrance
 from deploy.control.keeper import Keeper
 from deploy.control.membership import Joining
 from deploy.control.options import ControlOptions, admin_token
@@ -187,6 +188,7 @@ class Member:
             },
             max_age=options.stream_max_age,
         )
+        self._entrance = Entrance(etcd.health, [one for one in options.control_addresses if one != options.address])
         self._is_serving = False
         self._started = datetime.now(UTC)
 
@@ -194,6 +196,16 @@ class Member:
     def is_serving(self) -> bool:
         """Says whether the ports for proxies and peers are open."""
         return self._is_serving
+
+    @property
+    def handed_over_since(self) -> datetime | None:
+        """Since when proxies and peers are left to other replicas; None while they are served."""
+        return self._entrance.handed_over_since
+
+    @property
+    def is_steady(self) -> bool:
+        """Says whether other replicas may leave their proxies and peers to this one."""
+        return self._entrance.is_steady
 
     @property
     def leader(self) -> str:
@@ -224,6 +236,7 @@ class Member:
         election, unwritten = self._election, self._publisher.unwritten
         hearing = {status.peer: status.problem for status in self._peers.status()}
         refusals = ((one.peer, what, why) for one in self._offer.listeners() for what, why in one.rejections)
+        yield from problems.of_handover(self._entrance.handed_over_since)
         yield from problems.of_leader(self.leader, election.vacant_since, now, campaign=election.problem)
         if unwritten is not None:
             yield from problems.of_records(unwritten.reason, unwritten.since)
@@ -252,6 +265,7 @@ class Member:
             group.create_task(self._publisher.run_helping())
             group.create_task(self._election.run(self._lead))
             group.create_task(self._loads.run())
+            group.create_task(self._entrance.run())
             group.create_task(self._serve())
             group.create_task(self.trust_backend.run())
 
@@ -266,9 +280,10 @@ class Member:
             address,
             ADS_PORT,
             identity.server_credentials(wants_clients=False),
+            self._entrance,
         )
         peers = identity.server_credentials(wants_clients=True)
-        federation = _server((self._offer.handler,), address, FEDERATION_PORT, peers)
+        federation = _server((self._offer.handler,), address, FEDERATION_PORT, peers, self._entrance)
         try:
             await ads.start()
             await federation.start()
@@ -340,9 +355,13 @@ async def _serve_admin(app: web.Application, address: str) -> None:
 
 
 def _server(
-    handlers: tuple[grpc.GenericRpcHandler, ...], address: str, port: int, credentials: grpc.ServerCredentials
+    handlers: tuple[grpc.GenericRpcHandler, ...],
+    address: str,
+    port: int,
+    credentials: grpc.ServerCredentials,
+    entrance: Entrance,
 ) -> grpc.aio.Server:
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[entrance], options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers(handlers)
     where = host_port(address, port)
     try:

@@ -18,6 +18,8 @@ _NOTICE = timedelta(seconds=3)
 """Failures that began later are not told yet: one member of three that is lost, a restart, an election."""
 _MEMORY = timedelta(seconds=30)
 """A failure that was not repeated for so long, while other exchanges succeed, was nobody's but its own."""
+_FRESH = timedelta(seconds=2)
+"""Who follows etcd hears from it each second, whether anything changes or not."""
 _LATEST = 8
 _LEAST = 3  # answers before they are judged
 
@@ -66,6 +68,7 @@ class Health:
         self._took: dict[Exchange, deque[tuple[datetime, timedelta]]] = {}
         self._slow: dict[Exchange, datetime] = {}
         self._lost: datetime | None = None
+        self._watched: tuple[datetime, datetime] | None = None  # without a failure since, and the latest answer
 
     def answered(self, kind: Exchange, took: timedelta | None, *, now: datetime) -> None:
         """Notes that etcd answered, and how long that took; None when nobody was waiting for it."""
@@ -73,6 +76,8 @@ class Health:
         self._failing.pop(kind, None)
         if kind is Exchange.WRITE:
             self._full = None
+        if kind is Exchange.WATCH:
+            self._watched = (self._watched[0] if self._watched else now, now)
         if took is not None:
             latest = self._took.setdefault(kind, deque(maxlen=_LATEST))
             latest.append((now, took))
@@ -86,6 +91,8 @@ class Health:
         """Notes an exchange that failed after it had waited for `took`: etcd could not be reached, or kept silent."""
         failing = self._failing.setdefault(kind, _Failing(now - took, now, reason))
         failing.last, failing.reason = now, reason
+        if kind is Exchange.WATCH:
+            self._watched = None
 
     def refused_for_space(self, reason: str, *, now: datetime) -> None:
         """Notes a write that etcd has no room for: it answers, and is not unreachable."""
@@ -99,6 +106,17 @@ class Health:
         """Notes that etcd certainly lost writes that it had acknowledged."""
         if self._lost is None:
             self._lost = now
+
+    def cut_off_for(self, now: datetime) -> timedelta:
+        """Returns for how long changes have not been heard of; zero while they are, as far as is known."""
+        failing = self._failing.get(Exchange.WATCH)
+        return max(now - failing.since, timedelta()) if failing else timedelta()
+
+    def followed_for(self, now: datetime) -> timedelta:
+        """Returns for how long changes have been heard of without a break; zero when etcd has not just answered."""
+        if self._watched is None or now - self._watched[1] > _FRESH:
+            return timedelta()
+        return max(now - self._watched[0], timedelta())
 
     def problems(self, now: datetime, *, missing: int) -> tuple[EtcdProblem, ...]:
         """Returns what is wrong now. `missing` counts the records that etcd lost and that are not written again yet."""

@@ -78,9 +78,13 @@ class Control:
         replica: str = "control-1",
         manifests: str = "manifests",
         environment: Mapping[str, str] = MappingProxyType({}),
+        address: str = "",
     ) -> None:
-        """Replicas of one cluster share the folder, and in it that of the manifests unless told otherwise."""
-        address = free_address()
+        """Replicas of one cluster share the folder, and in it that of the manifests unless told otherwise.
+
+        `address` is a free one unless given: replicas that know of each other need theirs beforehand.
+        """
+        address = address or free_address()
         self.name = name
         self.etcd = etcd
         self.folder = folder
@@ -269,8 +273,12 @@ async def start_proxy(
     account: str,
     zone: str = "a",
     environment: Mapping[str, str] = MappingProxyType({}),
+    others: Sequence[Control] = (),
 ) -> AsyncIterator[Envoy]:
-    """Runs a real Envoy that the control plane configures; `account` is a service account of shop, or "gateway"."""
+    """Runs a real Envoy that the control plane configures; `account` is a service account of shop, or "gateway".
+
+    `others` are further replicas of the control plane.
+    """
     folder = control.folder / node.replace("/", "-")
     folder.mkdir()
     async with control.client() as client:
@@ -284,7 +292,7 @@ async def start_proxy(
         node,
         Locality(region="eu", zone=zone),
         address=address,
-        control_addresses=[(control.address, 15012)],
+        control_addresses=[(each.address, 15012) for each in (control, *others)],
         control_dns_name=control_dns_name(cluster, root.domain),
         control_spiffe_id=spiffe_id(control_identity(cluster), root.domain),
         trust_bundle_path=str(control.data / TRUST_BUNDLE_FILE),

@@ -39,6 +39,7 @@ class FakeMember:
     asked: list[DrainOrder] = field(default_factory=list)
     heard: "list[FakeMember]" = field(default_factory=list)
     is_ready = True
+    follows_etcd = True
 
     def status(self) -> StatusReport:
         return StatusReport(
