@@ -9,7 +9,7 @@ each other.
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
@@ -144,7 +144,10 @@ def decode_member(body: bytes) -> MemberCluster:
 
 def decode_freshness(body: bytes) -> Freshness:
     """Parses a record of when a peer was heard; raises Malformed."""
-    return _decode(body, Freshness)
+    freshness = _decode(body, Freshness)
+    for moment in (freshness.since, freshness.heard or freshness.since):
+        _check_moment(moment, "a moment of freshness")
+    return freshness
 
 
 def decode_drain(body: bytes) -> Drain:
@@ -155,14 +158,15 @@ def decode_drain(body: bytes) -> Drain:
 def decode_severance(body: bytes) -> Severance:
     """Parses a record of connections that were made to end; raises Malformed."""
     severance = _decode(body, Severance)
-    if severance.at.tzinfo is None:
-        raise Malformed("a severance's moment has no time zone")
+    _check_moment(severance.at, "a severance's moment")
     return severance
 
 
 def decode_departure(body: bytes) -> Departure:
     """Parses a record of a member that left; raises Malformed."""
-    return _decode(body, Departure)
+    departure = _decode(body, Departure)
+    _check_moment(departure.at, "a departure's moment")
+    return departure
 
 
 def export_version(exported: ExportedService) -> str:
@@ -203,8 +207,8 @@ def read_export(name: str, body: bytes, speaker: ClusterName) -> ExportedService
         raise Malformed(f"the record is about {exported.key}")
     if not (is_dns_label(exported.key.namespace) and is_dns_label(exported.key.name)):
         raise Malformed("namespace and name must be DNS labels")
-    if exported.changed_at.tzinfo is None or exported.exported_at.tzinfo is None:
-        raise Malformed("changed_at or exported_at has no time zone")
+    _check_moment(exported.changed_at, "changed_at")
+    _check_moment(exported.exported_at, "exported_at")
     if len(exported.version) > LONGEST_VERSION:
         raise Malformed(f"a version of more than {LONGEST_VERSION} characters")
     _check_ports(exported.ports)
@@ -237,6 +241,11 @@ def read_member(name: str, body: bytes, speaker: ClusterName) -> MemberCluster:
     About others it is hearsay, and marked so.
     """
     member = decode_member(body)
+    return msgspec.structs.replace(check_member(name, member), introduced_by="" if member.name == speaker else speaker)
+
+
+def check_member(name: str, member: MemberCluster) -> MemberCluster:
+    """Judges the record of the member `name`, whoever spoke; returns it with each gateway once. Raises Malformed."""
     if member.name != name:
         raise Malformed(f"the record is about {member.name!r}")
     if not is_dns_label(member.name):
@@ -257,11 +266,7 @@ def read_member(name: str, body: bytes, speaker: ClusterName) -> MemberCluster:
             raise Malformed(f"{member.name} may not drain {drain.cluster}")
     if member.wire_version not in _WIRE_VERSIONS or len(member.certificate) > _LONGEST_CERTIFICATE:
         raise Malformed("the wire version or the certificate cannot be true")
-    return msgspec.structs.replace(
-        member,
-        gateways=_check_gateways(member.gateways),
-        introduced_by="" if member.name == speaker else speaker,
-    )
+    return msgspec.structs.replace(member, gateways=_check_gateways(member.gateways))
 
 
 def learn(known: MemberCluster | None, said: MemberCluster) -> MemberCluster | None:
@@ -348,8 +353,9 @@ def _check_gateways(gateways: tuple[GatewayAddress, ...]) -> tuple[GatewayAddres
 def _check_drain(drain: Drain) -> Drain:
     if drain.weight not in _DRAIN_WEIGHTS:
         raise Malformed(f"a drain leaves 0 to 99 percent, not {drain.weight}")
-    if drain.since.tzinfo is None:
-        raise Malformed("a drain's beginning has no time zone")
+    if drain.service is not None and not (is_dns_label(drain.service.namespace) and is_dns_label(drain.service.name)):
+        raise Malformed("a drained service's namespace and name must be DNS labels")
+    _check_moment(drain.since, "a drain's beginning")
     return drain
 
 
@@ -360,6 +366,15 @@ def _check_text(text: str, what: str, *, longest: int = _LONGEST_WORD) -> None:
 
 def _check_address(text: str, what: str) -> str:
     """Returns an address as Envoy prints it: a gateway finds the pod of a tunnel by that spelling.
+
+def _check_moment(moment: datetime, what: str) -> None:
+    if moment.tzinfo is None:
+        raise Malformed(f"{what} has no time zone")
+    try:
+        moment.astimezone(UTC)
+    except OverflowError as error:  # in the first or last hours that there are
+        raise Malformed(f"{what} cannot be told in UTC") from error
+
 
     Loopback is let pass: a whole mesh may live on one machine.
     """

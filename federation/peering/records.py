@@ -83,10 +83,7 @@ def read_record(key: str, body: bytes) -> object:
         return _read_revocation(key, body)
     match names.parse_etcd_key(key):
         case ("members", cluster, None):
-            member = exports.decode_member(body)
-            if member.name != cluster:
-                raise Malformed(f"the record is about {member.name!r}")
-            return member
+            return exports.check_member(cluster, exports.decode_member(body))
         case ("freshness", _, None):
             return exports.decode_freshness(body)
         case ("exports", cluster, service):

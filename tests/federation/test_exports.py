@@ -1,6 +1,6 @@
 """What members tell each other: printed and parsed without loss, believed only from those who may say it."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
 import pytest
@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from federation.model import (
     EPOCH,
     ClusterSettings,
+    Departure,
+    Drain,
     Endpoint,
     ExportedService,
+    Freshness,
     GatewayAddress,
+    Liveness,
     Locality,
     MemberCluster,
     NetworkName,
@@ -23,9 +27,12 @@ from federation.model import (
     ServiceExport,
     ServiceKey,
     ServicePort,
+    Severance,
 )
+from federation.names import departure_key, freshness_key, member_key, severance_key
 from federation.peering import exports
 from federation.peering.exports import Malformed, learn, offered, read_export, read_member
+from federation.peering.records import read_record
 from federation.snapshot import EMPTY, Change, Section, Snapshot, apply
 from trust.spiffe import ClusterName, MeshDomain, Namespace, ServiceAccount
 
@@ -33,6 +40,7 @@ WEST = ClusterName("west")
 EAST = ClusterName("east")
 CART = ServiceKey(Namespace("shop"), "cart")
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
+FIRST_HOURS = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))  # in UTC, before all that can be told
 SETTINGS = ClusterSettings(name=WEST, domain=MeshDomain("mesh.test"), network=NetworkName("west"), region="us")
 
 labels = st.from_regex(r"[a-z]([-a-z0-9]{0,8}[a-z0-9])?", fullmatch=True)
@@ -89,6 +97,10 @@ def member(name: str = "west", **changes: object) -> MemberCluster:
     return msgspec.structs.replace(value, **changes)
 
 
+def drain(**changes: object) -> Drain:
+    return msgspec.structs.replace(Drain(WEST, 0, THEN), **changes)
+
+
 def picture(*, ready: bool = True, is_exported: bool = True) -> Snapshot:
     pod = Pod(
         key=PodKey(CART.namespace, "cart-1"),
@@ -141,6 +153,7 @@ def test_unknown_fields_of_a_younger_member_are_skipped() -> None:
         (exported(endpoints=(msgspec.structs.replace(exported().endpoints[0], pod="a/b"),)), "pod name"),
         (exported(endpoints=exported().endpoints * 2), "the same address"),
         (exported(changed_at=THEN.replace(tzinfo=None)), "time zone"),
+        (exported(exported_at=FIRST_HOURS), "UTC"),
         (exported(key=ServiceKey(CART.namespace, "*")), "about shop"),
         (exported(ports=(ServicePort(65536, Protocol.HTTP),)), "1 to 65535"),
         (exported(ports=tuple(ServicePort(n, Protocol.TCP) for n in range(1, 102))), "101 ports are more"),
@@ -207,11 +220,37 @@ def test_what_is_said_of_another_member_is_marked_as_hearsay() -> None:
         (member(zones=("a\n",)), "cannot be printed"),
         (member(wire_version=-1), "wire version"),
         (member(certificate="x" * 16385), "certificate"),
+        (member(drains=(drain(cluster=EAST),)), "may not drain east"),
+        (member(drains=(drain(weight=100),)), "0 to 99"),
+        (member(drains=(drain(weight=-1),)), "0 to 99"),
+        (member(drains=(drain(since=THEN.replace(tzinfo=None)),)), "time zone"),
+        (member(drains=(drain(since=FIRST_HOURS),)), "UTC"),
+        (member(drains=(drain(service=ServiceKey(Namespace("shop"), "\x1b[2J")),)), "DNS labels"),
+        (member(drains=(drain(service=ServiceKey(Namespace("shop/../x"), "cart")),)), "DNS labels"),
+        (member(drains=tuple(drain() for _ in range(1001))), "1000 drains"),
+        (member(labels=(("tier", "gold\n"),)), "cannot be printed"),
     ],
 )
 def test_a_member_record_that_cannot_be_true_is_refused(value: MemberCluster, message: str) -> None:
     with pytest.raises(Malformed, match=message):
         read_member("west", exports.encode(value), WEST)
+    with pytest.raises(Malformed, match=message):
+        read_record(member_key(WEST), exports.encode(value))  # whoever wrote that into etcd
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (severance_key(WEST, None), Severance(WEST, FIRST_HOURS)),
+        (departure_key(WEST), Departure(WEST, FIRST_HOURS)),
+        (departure_key(WEST), Departure(WEST, THEN.replace(tzinfo=None))),
+        (freshness_key(WEST), Freshness(Liveness.LIVE, THEN, THEN.replace(tzinfo=None))),
+        (freshness_key(WEST), Freshness(Liveness.LIVE, FIRST_HOURS)),
+    ],
+)
+def test_a_moment_that_nobody_could_reckon_with_is_refused(key: str, value: Severance | Departure | Freshness) -> None:
+    with pytest.raises(Malformed, match=r"time zone|UTC"):
+        read_record(key, exports.encode(value))
 
 
 def test_a_number_that_could_not_be_written_again_is_refused() -> None:
