@@ -8,7 +8,7 @@
                     statements (the sum of what the own proxies acknowledged) P
     decides         exports (what is offered, and what is believed) P - freshness (live, stale or gone) P
                     membership (is there such a member, is it revoked) P - allowance (how much a peer may have kept) P
-                    visibility (which members get to know an export) P
+                    visibility (which members get to know an export) P - hearsay (who tells whom of a member) P
                     farewells (who leaves, and comes back)
     by the clock    silences (how long each silent member has been silent, in every replica)
                     beats (ours, on each stream)

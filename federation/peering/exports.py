@@ -270,10 +270,18 @@ def check_member(name: str, member: MemberCluster) -> MemberCluster:
 
 
 def learn(known: MemberCluster | None, said: MemberCluster) -> MemberCluster | None:
-    """Returns the record to keep after `said`; None when `known` stands: hearsay never replaces a member's own word."""
-    if known is not None and not known.introduced_by and said.introduced_by:
+    """Returns the record to keep after `said`; None when `known` stands.
+
+    Hearsay never replaces a member's own word, nor the same hearsay of somebody else: each of N members may say it.
+    """
+    if known is not None and said.introduced_by and (not known.introduced_by or is_the_same_member(known, said)):
         return None
     return None if known == said else said
+
+
+def is_the_same_member(one: MemberCluster, other: MemberCluster) -> bool:
+    """Says whether two records say the same of a member, whoever says it."""
+    return msgspec.structs.replace(one, introduced_by="") == msgspec.structs.replace(other, introduced_by="")
 
 
 def short_line(text: str) -> str:

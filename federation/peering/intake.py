@@ -189,11 +189,9 @@ class Intake:
         return refused
 
     def _says_what_is_known(self, said: MemberCluster) -> bool:
-        """Says whether somebody repeats what a member told us itself: each of N peers does so of each of N members."""
+        """Says whether somebody repeats what a member, or somebody else, told us: several peers do, of each member."""
         known = self._store.snapshot.members.get(said.name)
-        return (
-            known is not None and not known.introduced_by and msgspec.structs.replace(said, introduced_by="") == known
-        )
+        return known is not None and exports.is_the_same_member(said, known)
 
     async def _keep_documents(self, received: Received) -> Mapping[str, str]:
         """Hands over the documents: those that can be read all at once, for one may need the other to be believed."""

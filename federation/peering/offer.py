@@ -20,11 +20,12 @@ from envoy.config.core.v3.base_pb2 import Node
 
 from federation import names
 from federation.etcd import EtcdClient
-from federation.model import ClusterSettings, ExportedService, MemberCluster, NetworkName, ServiceKey
+from federation.model import ClusterSettings, ExportedService, Liveness, MemberCluster, NetworkName, ServiceKey
 from federation.peering import exports, trust_records
 from federation.peering.beats import Beats
 from federation.peering.exports import Malformed, short_line
 from federation.peering.freshness import BEAT_PERIOD, LONGEST_SILENCE
+from federation.peering.hearsay import Tellers, Told
 from federation.peering.intake import KINDS
 from federation.peering.introductions import Introductions
 from federation.peering.membership import why_revoked
@@ -107,6 +108,7 @@ class Offer:
         self._offers: Mapping[str, Resource] = {}
         self._shares = Shares({}, {})
         self._member_resources: Mapping[MemberCluster, Resource] = {}
+        self._tellers = Tellers()
         self._resources: Mapping[TypeUrl, Mapping[str, Resource]] = {}
         self._introductions = Introductions(etcd)
         self._listeners: dict[DeltaStream, _Listener] = {}
@@ -260,6 +262,8 @@ class Offer:
         # One that has left says farewell, to whoever asks and as long as it runs, and speaks for nobody else.
         others = [] if own.has_left else [member for member in snapshot.members.values() if member.name != own.name]
         told, known = (own, *exports.may_pass_on(others)), self._member_resources
+        live = (name for name, one in snapshot.freshness.items() if one.state is Liveness.LIVE)
+        self._tellers = Tellers((own.name, *live))
         self._member_resources = {member: known.get(member) or exports.member_resource(member) for member in told}
         return {member.name: resource for member, resource in self._member_resources.items()}
 
@@ -297,6 +301,7 @@ class Offer:
         issuer = own_issuer(self._keeper)
         ends_at = math.inf
         beats = Beats(self._settings.name, node, now())
+        told = Told(self._settings.name, peer)
         while True:
             seen = self._resources_news.count
             self._refuse_revoked(peer)
@@ -305,6 +310,7 @@ class Offer:
             grants = [trust_records.grant_resource(grant) for grant in self._keeper.grants_for(peer)]
             yield {
                 **self._resources,
+                TypeUrl.MEMBER: told.of(self._resources[TypeUrl.MEMBER], self._tellers),
                 TypeUrl.BEAT: {self._settings.name: beats.latest(now())},
                 TypeUrl.EXPORT: self._shares.of(self._record_of(peer)),
                 TypeUrl.TRUST_GRANT: {grant.name: grant for grant in grants},
