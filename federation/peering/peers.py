@@ -30,6 +30,7 @@ from federation.peering.listening import NOT_UNDERSTOOD, listen
 from federation.peering.membership import REVOKED, why_revoked
 from federation.peering.news import News, pass_on
 from federation.peering.offer import INTRODUCTION, REFUSAL
+from federation.peering.records import write_records
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper, issuer_of, own_issuer, spread
 from federation.snapshot import Snapshot
@@ -80,16 +81,17 @@ class PeerStatus(msgspec.Struct, frozen=True):
 
 @dataclass
 class _Hearing:
-    """What this leader knows of one peer by listening. `told` is the last verdict in etcd, of whoever led before."""
+    """What this leader knows of one peer by listening. `told` is the last verdict in etcd, at first of whoever led
+    before, and `known` the silence that it had measured."""
 
     silence: Silence
     told: Freshness | None
+    known: timedelta
     verdict: Freshness | None = None
     heard: datetime | None = None
     gateway: GatewayAddress | None = None
     problem: str = ""
     rejections: dict[str, PeerRejection] = field(default_factory=dict)
-    news: News = field(default_factory=News)
     pace: Pace = field(default_factory=Pace)
 
 
@@ -112,6 +114,7 @@ class Peers:
         self._etcd = etcd
         self._replica = replica
         self._due = News()  # something that may end a stream
+        self._signs = News()  # somebody is heard who was not, or is new
         self._hearings: dict[ClusterName, _Hearing] = {}
 
     def status(self) -> tuple[PeerStatus, ...]:
@@ -128,18 +131,21 @@ class Peers:
                 tasks.create_task(pass_on(self._replica.own_news, self._due))
                 tasks.create_task(pass_on(self._keeper.news, self._due))
                 snapshot = await self._store.wait_ready()
+                tasks.create_task(self._judge_all(leadership))
                 attending: dict[ClusterName, asyncio.Task[None]] = {}
                 while True:
                     present = self._present(snapshot)
                     for peer in sorted(present - attending.keys()):
                         told = snapshot.freshness.get(peer)
-                        hearing = self._hearings[peer] = _Hearing(Silence(_now()), told, verdict=told)
-                        attending[peer] = tasks.create_task(self._attend_to(peer, hearing, leadership))
+                        known = told.silent if told else timedelta()
+                        hearing = self._hearings[peer] = _Hearing(Silence(_now()), told, known, verdict=told)
+                        attending[peer] = tasks.create_task(self._attend(peer, hearing, leadership))
                     for peer in sorted(attending.keys() - present):
                         attending.pop(peer).cancel()
                         del self._hearings[peer]
                         log.info("peer has left", extra={"peer": peer})
                     self._due.tell()
+                    self._signs.tell()  # who is new is judged at once
                     revoked = snapshot.revoked
                     while self._present(snapshot) == present and snapshot.revoked is revoked:
                         snapshot = await self._store.wait_newer(snapshot.revision)
@@ -152,11 +158,6 @@ class Peers:
         if own in snapshot.departures:
             return frozenset()
         return frozenset(snapshot.members.keys() - snapshot.departures.keys() - {own})
-
-    async def _attend_to(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._attend(peer, hearing, leadership))
-            tasks.create_task(self._watch(peer, hearing, leadership))
 
     async def _attend(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> None:
         """Keeps a stream to one peer, gateway after gateway. Every failure is another machine's: shown and retried."""
@@ -194,7 +195,8 @@ class Peers:
             hearing.heard = datetime.now(UTC)
             hearing.silence.end(_now())
             hearing.problem = ""
-            hearing.news.tell()
+            if hearing.verdict is None or hearing.verdict.state is not Liveness.LIVE:
+                self._signs.tell()
 
         losses = self._replica.losses
         intake = Intake(
@@ -302,35 +304,42 @@ class Peers:
         rest = f"; and {len(told) - _MOST_REJECTIONS} more" if len(told) > _MOST_REJECTIONS else ""
         return "; ".join(f"{resource}: {message}" for resource, message in told[:_MOST_REJECTIONS]) + rest
 
-    async def _watch(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> None:
-        """Judges how fresh a peer is, and tells etcd when that is worth a write."""
-        key = names.freshness_key(peer)
-        known = hearing.told.silent if hearing.told else timedelta()
+    async def _judge_all(self, leadership: Leadership) -> None:
+        """Judges how fresh the peers are, and tells etcd when that is worth a write: of all of them in one."""
         while True:
-            seen = hearing.news.count
-            before = hearing.verdict
-            hearing.verdict = verdict = judge(
-                before,
-                heard=hearing.heard,
-                silence=hearing.silence.look(_now()),
-                thresholds=self._settings.thresholds,
-                now=datetime.now(UTC),
-                known=known,
-            )
-            if before is None or before.state is not verdict.state:
-                log.info("peer changed", extra={"peer": peer, "state": verdict.state.value, "problem": hearing.problem})
-            spans = spans_that_matter(self._store.snapshot)
-            if key not in self._replica.records or is_worth_telling(hearing.told, verdict, spans):
-                try:
-                    await self._etcd.put(key, exports.encode(verdict), guard=leadership.guard)
+            seen = self._signs.count
+            spans = tuple(spans_that_matter(self._store.snapshot))
+            due = {}
+            for peer, hearing in self._hearings.items():
+                self._judge(peer, hearing)
+                is_lost = names.freshness_key(peer) not in self._replica.records
+                if hearing.verdict and (is_lost or is_worth_telling(hearing.told, hearing.verdict, spans)):
+                    due[peer] = hearing, hearing.verdict
+            try:
+                puts = {names.freshness_key(peer): exports.encode(verdict) for peer, (_, verdict) in due.items()}
+                await write_records(self._etcd, leadership.guard, puts=puts)
+                for hearing, verdict in due.values():
                     hearing.told = verdict
-                except (EtcdUnavailable, EtcdRefused):
-                    pass  # told at the next look; who waits for etcd says so
+            except (EtcdUnavailable, EtcdRefused):
+                pass  # told at the next look; who waits for etcd says so
             try:
                 async with asyncio.timeout(LOOK_EVERY.total_seconds()):
-                    await hearing.news.wait_newer(seen)
+                    await self._signs.wait_newer(seen)
             except TimeoutError:
                 continue
+
+    def _judge(self, peer: ClusterName, hearing: _Hearing) -> None:
+        before = hearing.verdict
+        hearing.verdict = verdict = judge(
+            before,
+            heard=hearing.heard,
+            silence=hearing.silence.look(_now()),
+            thresholds=self._settings.thresholds,
+            now=datetime.now(UTC),
+            known=hearing.known,
+        )
+        if before is None or before.state is not verdict.state:
+            log.info("peer changed", extra={"peer": peer, "state": verdict.state.value, "problem": hearing.problem})
 
     def _status(self, peer: ClusterName, hearing: _Hearing) -> PeerStatus:
         is_heard = hearing.gateway is not None and not hearing.problem and hearing.heard is not None
