@@ -367,14 +367,6 @@ def _check_drain(drain: Drain) -> Drain:
     return drain
 
 
-def _check_text(text: str, what: str, *, longest: int = _LONGEST_WORD) -> None:
-    if len(text) > longest or not text.isprintable():
-        raise Malformed(f"{what} is longer than {longest} characters or cannot be printed: {text[:32]!r}")
-
-
-def _check_address(text: str, what: str) -> str:
-    """Returns an address as Envoy prints it: a gateway finds the pod of a tunnel by that spelling.
-
 def _check_moment(moment: datetime, what: str) -> None:
     if moment.tzinfo is None:
         raise Malformed(f"{what} has no time zone")
@@ -383,6 +375,14 @@ def _check_moment(moment: datetime, what: str) -> None:
     except OverflowError as error:  # in the first or last hours that there are
         raise Malformed(f"{what} cannot be told in UTC") from error
 
+
+def _check_text(text: str, what: str, *, longest: int = _LONGEST_WORD) -> None:
+    if len(text) > longest or not text.isprintable():
+        raise Malformed(f"{what} is longer than {longest} characters or cannot be printed: {text[:32]!r}")
+
+
+def _check_address(text: str, what: str) -> str:
+    """Returns an address as Envoy prints it: a gateway finds the pod of a tunnel by that spelling.
 
     Loopback is let pass: a whole mesh may live on one machine.
     """
