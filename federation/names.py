@@ -223,6 +223,8 @@ def proxy_key(node: str) -> str:
 LEADER_KEY = f"{ETCD_PREFIX}leader"
 REFILLED_KEY = f"{ETCD_PREFIX}refilled"
 """Written by a replica that wrote again what etcd had lost and the leader did not know of."""
+TAKEN_BACK_KEY = f"{ETCD_PREFIX}taken-back"
+"""Written whenever what was decided is taken back: who restores without having seen that restores nothing."""
 
 
 def parse_etcd_key(text: str) -> tuple[str, ClusterName, ServiceKey | None] | None:

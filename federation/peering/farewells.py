@@ -60,7 +60,8 @@ async def take_word(etcd: EtcdClient, said: MemberCluster, *, guard: Guard | Non
         return await keep_member(etcd, said, guard=guard)
     put = Put(names.member_key(said.name), exports.encode(said))
     conditions: list[Condition] = [Unchanged(key, held.mod_revision)]
-    is_done = await _transact(etcd, conditions, [Delete(key), put], guard=guard)
+    taken_back = Put(names.TAKEN_BACK_KEY, key.encode())
+    is_done = await _transact(etcd, conditions, [Delete(key), put, taken_back], guard=guard)
     if is_done:
         log.info("member is back", extra={"member": said.name})
     return is_done  # if not, somebody else took its word, or sent it away once more

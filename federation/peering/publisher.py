@@ -11,13 +11,13 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from federation import names
-from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
+from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable, Put, Unchanged
 from federation.etcd.election import Leadership
 from federation.peering import exports
 from federation.peering.exports import Malformed
 from federation.peering.news import News, pass_on
 from federation.peering.offer import Offer
-from federation.peering.records import write_records
+from federation.peering.records import restore_records, write_records
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper
 from federation.peering.trust_records import delivered_grants
@@ -91,10 +91,11 @@ class Publisher:
         missing = {
             key: one.body for key, one in self._replica.lost.items() if one.found is None and one.body is not None
         }
+        nothing_taken_back = Unchanged(names.TAKEN_BACK_KEY, self._replica.taken_back)
         while missing:
             try:
                 for key, body in missing.items():
-                    await self._etcd.put_if_absent(key, body)
+                    await self._etcd.transact([Unchanged(key, 0), nothing_taken_back], [Put(key, body)])
                 await self._etcd.put(names.REFILLED_KEY, b"")
                 return
             except (EtcdUnavailable, EtcdRefused) as error:
@@ -126,14 +127,21 @@ class Publisher:
         own = names.export_prefix(self._keeper.own_member().name)
         deletes = [key for key in records if key.startswith(own) and key not in wanted]
         deletes += delivered_grants(records, now=datetime.now(UTC))
-        lost = self._replica.lost
-        puts |= {key: one.body for key, one in lost.items() if one.body is not None and not _is_freshness(key)}
-        deletes += [key for key, one in lost.items() if one.body is None]
-        if not puts and not deletes:
+        lost = {
+            key: one
+            for key, one in self._replica.lost.items()
+            if key not in puts and key not in deletes and not (one.body is not None and _is_freshness(key))
+        }
+        if not puts and not deletes and not lost:
             return
-        losses = self._replica.losses
-        revision = await write_records(self._etcd, leadership.guard, puts=puts, deletes=deletes)
-        log.info("own records written", extra={"written": len(puts), "removed": len(deletes)})
+        losses, taken_back, revision = self._replica.losses, self._replica.taken_back, 0
+        if puts or deletes:
+            revision = await write_records(self._etcd, leadership.guard, puts=puts, deletes=deletes)
+            log.info("own records written", extra={"written": len(puts), "removed": len(deletes)})
+        if lost:
+            restored = await restore_records(self._etcd, leadership.guard, lost, taken_back=taken_back)
+            log.info("lost records written", extra={"records": len(lost), "is_overtaken": not restored})
+            revision = max(revision, restored)
         try:
             async with asyncio.timeout(_CATCH_UP.total_seconds()):
                 while self._replica.revision < revision and self._replica.losses == losses:

@@ -11,7 +11,7 @@ trust/statements/<cluster>             a HeardStatement         none (see trust_
 trust/grants/<cluster>                 a Grant                  none
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -117,6 +117,17 @@ class PartlyRefused(EtcdRefused):
         self.refused = refused
 
 
+class Lost(NamedTuple):
+    """What etcd held under a key before it lost data (None: nothing), and what it was found to hold instead.
+
+    `revision` is that of the write of what was found; 0 for nothing.
+    """
+
+    body: bytes | None
+    found: bytes | None
+    revision: int = 0
+
+
 async def write_records(
     etcd: EtcdClient, guard: Guard, *, puts: Mapping[str, bytes], deletes: Sequence[str] = ()
 ) -> int:
@@ -125,15 +136,43 @@ async def write_records(
     Raises Fenced when the guard does not hold, EtcdUnavailable; then some may have been written. Raises PartlyRefused
     when all others are.
     """
+    return await _write_all(etcd, puts, deletes, conditions=lambda batch: [guard])
+
+
+async def restore_records(etcd: EtcdClient, guard: Guard, lost: Mapping[str, Lost], *, taken_back: int) -> int:
+    """Writes again, or removes again, what etcd has lost, and returns the revision of the last write; 0 for none.
+
+    Nobody is overwritten, and nothing that was taken back returns: a request of which any record was written since it
+    was found lost, or that was made before TAKEN_BACK_KEY was last written (`taken_back`: its revision, as seen with
+    `lost`), does nothing. Then there is news to come, and what is still lost is to be asked for again. Raises as
+    `write_records` does.
+    """
+
+    def conditions(batch: Sequence[Operation]) -> list[Condition]:
+        as_found = [Unchanged(operation.key, lost[operation.key].revision) for operation in batch]
+        return [guard, Unchanged(names.TAKEN_BACK_KEY, taken_back), *as_found]
+
+    puts = {key: one.body for key, one in lost.items() if one.body is not None}
+    deletes = [key for key, one in lost.items() if one.body is None]
+    return await _write_all(etcd, puts, deletes, conditions=conditions)
+
+
+async def _write_all(
+    etcd: EtcdClient,
+    puts: Mapping[str, bytes],
+    deletes: Sequence[str],
+    *,
+    conditions: Callable[[Sequence[Operation]], Sequence[Condition]],
+) -> int:
     revision = 0
     refused: dict[str, str] = {}
     for batch in _batches(puts, deletes):
         try:
-            revision = await _write(etcd, guard, batch)
+            revision = await _write(etcd, conditions(batch), batch) or revision
         except EtcdRefused:
             for operation in batch:  # one that is too large must not hold back the others
                 try:
-                    revision = await _write(etcd, guard, [operation])
+                    revision = await _write(etcd, conditions([operation]), [operation]) or revision
                 except EtcdRefused as error:
                     refused[operation.key] = str(error)
     if refused:
@@ -141,20 +180,27 @@ async def write_records(
     return revision
 
 
-async def _write(etcd: EtcdClient, guard: Guard, operations: Sequence[Operation]) -> int:
-    outcome = await etcd.transact([guard], operations)
-    if not outcome.succeeded:
-        raise Fenced(f"somebody else leads: {guard.key} was written by another")
-    return outcome.revision
+async def _write(etcd: EtcdClient, conditions: Sequence[Condition], operations: Sequence[Operation]) -> int:
+    """Returns the revision of the write, 0 if a condition does not hold; raises Fenced if it is a guard."""
+    guards = [condition for condition in conditions if isinstance(condition, Guard)]
+    outcome = await etcd.transact(conditions, operations, [Get(guard.key) for guard in guards])
+    if outcome.succeeded:
+        return outcome.revision
+    for guard, found in zip(guards, outcome.found, strict=True):
+        if not _holds(guard, found):
+            raise Fenced(f"somebody else leads: {guard.key} was written by another")
+    return 0
 
 
 async def take_back(etcd: EtcdClient, key: str) -> None:
     """Removes a record in a way that every replica hears of; raises EtcdUnavailable, EtcdRefused.
 
-    To remove what etcd has lost is no event, and it would be written again: so it is there for a moment.
+    To remove what etcd has lost is no event, and it would be written again: so it is there for a moment. Who is about
+    to write it again, and has not heard of this yet, finds TAKEN_BACK_KEY changed.
     """
     await etcd.put_if_absent(key, b"")
-    await etcd.delete(key)
+    # In this order: who hears of the second has heard of the first.
+    await etcd.transact([], [Delete(key), Put(names.TAKEN_BACK_KEY, key.encode())])
 
 
 async def keep_member(etcd: EtcdClient, said: MemberCluster, *, guard: Guard | None = None) -> bool:

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from federation import names
 from federation.etcd import EtcdClient, Event, Listing
 from federation.model import ClusterSettings, ExportedService, Finding
 from federation.peering.exports import Malformed
 from federation.peering.news import News
-from federation.peering.records import Place, place_of, read_record
+from federation.peering.records import Lost, Place, place_of, read_record
 from federation.peering.trust_records import is_trust_record
 from federation.snapshot import Change, Replace, Section
 from federation.store import MeshStore
@@ -39,16 +39,10 @@ _SECTIONS = (
 _OF_OTHERS = frozenset({Section.IMPORTS, Section.FRESHNESS})
 _ADMINS = frozenset({Section.REVOCATIONS, Section.DRAINS, Section.SEVERANCES, Section.DEPARTURES})
 """Records that nobody tells again: of these it is remembered what they said before."""
+_SIGNS = frozenset({names.REFILLED_KEY, names.TAKEN_BACK_KEY})
 _MOST_PAST = 4096
 _WHERE = "etcd "
 """Begins the place of a finding about a record: the key follows."""
-
-
-class Lost(NamedTuple):
-    """What etcd held under a key before it lost data (None: nothing), and what it was found to hold instead."""
-
-    body: bytes | None
-    found: bytes | None
 
 
 class Replica:
@@ -59,6 +53,7 @@ class Replica:
         self._store = store
         self._records: dict[str, bytes] = {}
         self._revision = 0
+        self._taken_back = 0
         self._losses = 0
         self._lost: dict[str, Lost] = {}
         self._past: dict[tuple[str, bytes], None] = {}  # what records of _ADMINS said before, the oldest first
@@ -76,6 +71,11 @@ class Replica:
     def revision(self) -> int:
         """The revision of etcd that `records` shows; 0 before the first listing."""
         return self._revision
+
+    @property
+    def taken_back(self) -> int:
+        """The revision at which something was last taken back, as far as `lost` shows; 0 for never."""
+        return self._taken_back
 
     @property
     def losses(self) -> int:
@@ -105,7 +105,7 @@ class Replica:
                         was_lost = item.key in self._lost
                         self._follow(item)
                         # What proxies acknowledge comes in the same stream, and is much.
-                        if _is_ours(item.key) or item.key == names.REFILLED_KEY:
+                        if _is_ours(item.key) or item.key in _SIGNS:
                             self.news.tell()
                             if was_lost or self._concerns_us(item.key):
                                 self.own_news.tell()
@@ -116,7 +116,10 @@ class Replica:
             log.warning("etcd lost data", extra={"had_revision": self._revision, "has_revision": listing.revision})
         self._revision = listing.revision
         records = {item.key: item.value for item in listing.items if _is_ours(item.key)}
-        self._lost = self._what_is_lost(records, is_after_loss=listing.is_after_loss)
+        revisions = {item.key: item.mod_revision for item in listing.items}
+        self._taken_back = revisions.get(names.TAKEN_BACK_KEY, 0)
+        lost = self._what_is_lost(records, is_after_loss=listing.is_after_loss)
+        self._lost = {key: one._replace(revision=revisions.get(key, 0)) for key, one in lost.items()}
         for key, held in self._records.items():
             if key not in self._lost:
                 self._remember(key, held, records.get(key))
@@ -150,6 +153,8 @@ class Replica:
         self._revision = event.revision
         if event.key == names.REFILLED_KEY:
             self._losses += 1
+        if event.key == names.TAKEN_BACK_KEY:
+            self._taken_back = event.revision if event.item else 0
         if not _is_ours(event.key):
             return
         if self._lost.pop(event.key, None) and not self._lost:

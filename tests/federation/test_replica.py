@@ -35,7 +35,7 @@ from federation.peering import exports
 from federation.peering.exports import export_version
 from federation.peering.offer import Offer
 from federation.peering.publisher import Publisher
-from federation.peering.records import PartlyRefused, write_records
+from federation.peering.records import PartlyRefused, restore_records, take_back, write_records
 from federation.peering.replica import ORIGIN, Replica
 from federation.snapshot import Change, Section
 from federation.store import MeshStore
@@ -287,6 +287,44 @@ async def test_what_an_admin_took_back_stays_so_when_etcd_loses_that(etcd: Etcd)
         assert [item.key for item in (await running.client.list(names.ETCD_PREFIX + "drains/")).items] == [
             names.drain_key(EAST, None)
         ]
+
+
+async def test_what_was_decided_while_a_loss_is_repaired_stands(etcd: Etcd) -> None:
+    """The leader has found out what is lost, and writes it when an admin has taken back some of it already."""
+    key, other = names.drain_key(WEST, None), names.drain_key(EAST, None)
+    async with control(etcd) as running:
+        for each, of in ((key, WEST), (other, EAST)):
+            await running.client.put(each, exports.encode(Drain(of, 50, THEN)))
+        await eventually(lambda: len(running.store.snapshot.drains) == 2)
+        await etcd.kill()
+        etcd.wipe()
+        await etcd.start()
+        await eventually(lambda: running.replica.lost.keys() == {key, other})
+        guard = Guard(names.LEADER_KEY, await running.client.put(names.LEADER_KEY, b""))
+
+        async def held() -> dict[str, int]:
+            found = (await running.client.list(names.ETCD_PREFIX + "drains/")).items
+            return {item.key: exports.decode_drain(item.value).weight for item in found}
+
+        # It was taken back: not even what was lost beside it is written, until that has been seen.
+        lost, taken_back = dict(running.replica.lost), running.replica.taken_back
+        await take_back(running.client, key)
+        assert await restore_records(running.client, guard, lost, taken_back=taken_back) == 0
+        assert await held() == {}
+        await eventually(lambda: running.replica.taken_back > taken_back)
+        assert running.replica.lost.keys() == {other}
+        assert WEST not in {cluster for cluster, _ in running.store.snapshot.drains}
+
+        # It was decided anew: that is not overwritten.
+        lost, taken_back = dict(running.replica.lost), running.replica.taken_back
+        await running.client.put(other, exports.encode(Drain(EAST, 25, THEN)))
+        assert await restore_records(running.client, guard, lost, taken_back=taken_back) == 0
+        assert await held() == {other: 25}
+        await eventually(lambda: not running.replica.lost)
+
+        # Somebody else leads: that is told apart.
+        with pytest.raises(Fenced):
+            await restore_records(running.client, Guard(names.LEADER_KEY, 1), lost, taken_back=taken_back)
 
 
 async def test_another_replica_writes_again_what_the_leader_cannot_know_to_be_lost(etcd: Etcd) -> None:
