@@ -163,8 +163,13 @@ async def test_an_etcd_that_lost_everything_is_filled_again(
         west.store.apply(exported_service("pay"))
         await east_cluster.etcd.start()
         keys = {names.member_key(WEST), names.export_key(WEST, CART), names.export_key(EAST, CART)}
-        await eventually(lambda: east.replica.losses and keys <= east.replica.records.keys())
+        # Counted when it was found, and once more when all is written again: who wrote has to look each time.
+        await eventually(lambda: east.replica.losses == 2)
+        assert keys <= east.replica.records.keys()
+        assert not east.replica.lost
         await eventually(lambda: (WEST, PAY) in east.picture.imports and east.is_live(WEST))
+        await eventually(lambda: not east.publisher.missing)
+        assert east.replica.losses == 2
         assert east.addresses(WEST) == ["10.0.0.2"]
 
 
