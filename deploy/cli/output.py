@@ -13,6 +13,7 @@ import msgspec
 import yaml
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from federation.model import Finding
 
@@ -44,7 +45,7 @@ def show(value: object, output: str, render: Callable[[], RenderableType | Seque
             rendered = render()
             console = stdout_console()
             for part in [rendered] if isinstance(rendered, str) or not isinstance(rendered, Sequence) else rendered:
-                console.print(part)
+                console.print(plain(part) if isinstance(part, str) else part)
         case _:
             raise ValueError(output)
 
@@ -60,8 +61,13 @@ def table(columns: Iterable[str], rows: Iterable[Sequence[str]], *, title: str |
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*(cell.replace("[", r"\[") for cell in row))
+        made.add_row(*(plain(cell) for cell in row))
     return made
+
+
+def plain(text: str) -> Text:
+    """Returns a text as it is shown: nothing in it is markup, or an order to the terminal, whoever wrote it."""
+    return Text("".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text))
 
 
 def findings_table(findings: Iterable[Finding], *, clusters: Sequence[str] = ()) -> Table:

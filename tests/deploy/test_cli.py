@@ -166,6 +166,16 @@ def test_what_is_shown_is_text_json_or_yaml(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.split() == ["NAME", "WHY", "cart", "field", "spec.ports[0].port"]
 
 
+@pytest.mark.parametrize(
+    "text", ["\x1b[2J", "\x1b]0;x\x07", "[/red]", r"\[/red]", "[bold]x", "a\rb", "\x9b2J", "\u202ecart"]
+)
+def test_what_others_wrote_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    show("", "table", lambda: [table(["WHY"], [(text,)]), text])
+    shown = capsys.readouterr().out
+    assert all(one.isprintable() or one == "\n" for one in shown)
+    assert shown.split() == ["WHY"] + 2 * [text if text.isprintable() else repr(text)[1:-1]]
+
+
 def test_what_belongs_to_one_cluster_is_not_done_in_the_first_that_is_known(tmp_path: Path) -> None:
     east, west = Context("http://127.0.0.1:1", ""), Context("http://127.0.0.1:2", "")
     with pytest.raises(CommandFailed, match="which cluster") as refusal:
