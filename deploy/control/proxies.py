@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from operator import is_
+from typing import NamedTuple
 
 from federation.model import (
     Audience,
@@ -18,7 +19,7 @@ from federation.peering.visibility import audiences
 from federation.revoked import tunnel_callers
 from federation.severing import Epochs, epochs
 from federation.snapshot import Snapshot
-from federation.view import InboundPort, Views, inbound_ports
+from federation.view import InboundPort, MeshView, Views, inbound_ports
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
 from gateway.eastwest import compile_gateway
 from sidecar.inbound import compile_inbound, compile_rules
@@ -28,19 +29,42 @@ from trust.spiffe import ClusterName
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+_REMEMBERED = 16
+"""Pictures for which an audience, or a proxy, that nobody asked for is remembered: it may only have left some out."""
+
+
+class _Shared(NamedTuple):
+    """What the sidecars of an audience share, and what it was compiled from; `turn` is that of the last use."""
+
+    turn: int
+    view: MeshView
+    resources: ResourceSet
+
+
+class _Whole(NamedTuple):
+    """All that a sidecar is told, and the parts that it was put together from; `turn` is that of the last use."""
+
+    turn: int
+    parts: tuple[ResourceSet, ...]
+    resources: ResourceSet
+
 
 class Compiler:
     """Compiles the picture for a scope. What several proxies share is compiled once a revision.
 
-    The results are those of pure functions: this only remembers them. Used from one event loop.
+    The results are those of pure functions: this only remembers them. What did not change is the very same object, down
+    to the mapping of each type: a stream then knows, without a look at thousands of names, that nothing is to be sent.
+    Used from one event loop.
     """
 
     def __init__(self, settings: ClusterSettings, control_addresses: Sequence[str]) -> None:
         self._settings = settings
         self._control_addresses = tuple(control_addresses)
         self._revision = -1
+        self._turn = 0
         self._views = Views(settings)
-        self._outbound: dict[Audience, ResourceSet] = {}
+        self._outbound: dict[Audience, _Shared] = {}
+        self._whole: dict[ProxyScope, _Whole] = {}
         self._offered: Mapping[ServiceKey, ExportedService] = {}
         self._origin: tuple[object, ...] = ()
         self._inbound: dict[Pod, tuple[ProxyScope, tuple[InboundPort, ...], ResourceSet]] = {}
@@ -59,7 +83,9 @@ class Compiler:
             return {}
         match scope.audience.role:
             case ProxyRole.SIDECAR:
-                return merged(self._outbound_of(snapshot, scope.audience), *self._own_of(snapshot, scope))
+                return self._whole_of(
+                    scope, self._outbound_of(snapshot, scope.audience), *self._own_of(snapshot, scope)
+                )
             case ProxyRole.GATEWAY:
                 return compile_gateway(
                     scope,
@@ -75,8 +101,10 @@ class Compiler:
     def _turn_to(self, snapshot: Snapshot) -> None:
         if snapshot.revision == self._revision:
             return
-        self._revision = snapshot.revision
-        self._outbound.clear()
+        self._revision, self._turn = snapshot.revision, self._turn + 1
+        oldest = self._turn - _REMEMBERED
+        self._outbound = {of: shared for of, shared in self._outbound.items() if shared.turn >= oldest}
+        self._whole = {of: whole for of, whole in self._whole.items() if whole.turn >= oldest}
         origin = (snapshot.services, snapshot.exports, snapshot.endpoints, snapshot.revoked)
         if not (self._origin and all(map(is_, origin, self._origin))):  # what peers say changes nothing here
             self._origin = origin
@@ -96,9 +124,24 @@ class Compiler:
         self._rules = {ports: rules for ports, rules in self._rules.items() if ports in served}
 
     def _outbound_of(self, snapshot: Snapshot, audience: Audience) -> ResourceSet:
-        if audience not in self._outbound:
-            self._outbound[audience] = compile_outbound(self._views.resolve(snapshot, audience))
-        return self._outbound[audience]
+        view, known = self._views.resolve(snapshot, audience), self._outbound.get(audience)
+        if known is None or (known.view is not view and known.view != view):
+            made = compile_outbound(view)
+            resources = _keep_equal(known.resources, made) if known else made
+        else:
+            resources = known.resources
+        self._outbound[audience] = _Shared(self._turn, view, resources)
+        return resources
+
+    def _whole_of(self, scope: ProxyScope, *parts: ResourceSet) -> ResourceSet:
+        known = self._whole.get(scope)
+        if known is None or not all(map(is_, known.parts, parts)):
+            made = merged(*parts)
+            resources = _keep_equal(known.resources, made) if known else made
+        else:
+            resources = known.resources
+        self._whole[scope] = _Whole(self._turn, parts, resources)
+        return resources
 
     def _own_of(self, snapshot: Snapshot, scope: ProxyScope) -> tuple[ResourceSet, ResourceSet]:
         """Returns what a sidecar is told about its own workload, and who may come in to it."""
@@ -124,13 +167,25 @@ class Compiler:
 
 
 def merged(*sets: ResourceSet) -> ResourceSet:
-    """Returns the union of resource sets; a name that stands in two of them is a bug."""
-    union: dict[TypeUrl, dict[str, Resource]] = {}
+    """Returns the union of resource sets; a name that stands in two of them is a bug. Mappings that need no union are
+    the very same."""
+    union: dict[TypeUrl, Mapping[str, Resource]] = {}
     for one in sets:
         for type_url, resources in one.items():
-            into = union.setdefault(type_url, {})
+            into = union.get(type_url)
+            if into is None or not resources:
+                union[type_url] = resources if into is None else into
+                continue
             twice = into.keys() & resources.keys()
             if twice:
                 raise ValueError(f"compiled twice: {type_url} {sorted(twice)}")
-            into.update(resources)
+            union[type_url] = {**into, **resources}
     return union
+
+
+def _keep_equal(before: ResourceSet, after: ResourceSet) -> ResourceSet:
+    """Returns `after` with the mappings from before in the place of equal ones."""
+    return {
+        type_url: before[type_url] if before.get(type_url) == resources else resources
+        for type_url, resources in after.items()
+    }

@@ -75,6 +75,22 @@ def test_a_change_of_one_endpoint_changes_endpoints_only() -> None:
     assert changed == {TypeUrl.ENDPOINTS}
 
 
+def test_what_does_not_change_is_the_same_object_down_to_the_mappings() -> None:
+    first, second = a_pod("cart-1", "10.0.0.1"), a_pod("cart-2", "10.0.0.2")
+    picture = a_picture(first, second)
+    west = MemberCluster(ClusterName("west"), NetworkName("west"), "us", ())
+    of_no_concern = apply(picture, [Change(Section.MEMBERS, west.name, west)])
+    third = a_pod("cart-3", "10.0.0.3")
+    more = apply(of_no_concern, [Change(Section.PODS, third.key, third)])
+    compiler = Compiler(SETTINGS, ["10.0.0.100"])
+
+    before, again, after = (compiler(one, a_scope(first)) for one in (picture, of_no_concern, more))
+
+    assert of_no_concern.revision > picture.revision
+    assert again is before
+    assert {kind for kind in after if after[kind] is not before[kind]} == {TypeUrl.ENDPOINTS}
+
+
 def test_a_name_that_is_compiled_twice_is_a_bug() -> None:
     one = {TypeUrl.CLUSTER: {"cart": make_resource("cart", b"1")}}
     with pytest.raises(ValueError, match="compiled twice"):
