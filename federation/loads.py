@@ -25,6 +25,7 @@ _PROXIES_A_SECOND = 250
 # Reports that a replica takes: each is some 60 KB, since Envoy names all its extensions in every one, and costs 0.5 ms.
 _MOST_INTERVAL = timedelta(seconds=60)
 _PATIENCE = timedelta(seconds=10)  # Envoy asks again 5 s after its stream broke, whatever the interval is
+_LARGEST_SUM = 1 << 53  # what every reader of JSON can hold; nobody but a liar gets there
 _MISSED = 3  # reports, until a proxy counts as silent
 
 
@@ -65,7 +66,8 @@ class Tally:
         """Takes a report of a proxy."""
         for target, load in loads.items():
             sums = self._sums.get(target, NO_LOAD)
-            self._sums[target] = Load(0, sums.issued + load.issued, sums.failed + load.failed)
+            issued, failed = sums.issued + load.issued, sums.failed + load.failed
+            self._sums[target] = Load(0, min(issued, _LARGEST_SUM), min(failed, _LARGEST_SUM))
         self._last[node] = _Last(now, {target: load.open for target, load in loads.items() if load.open})
 
     def forget(self, targets: Collection[Target]) -> None:

@@ -34,6 +34,10 @@ _ADMIT_LIMIT = timedelta(seconds=5)  # a token is looked up in etcd
 _WRITE_LIMIT = timedelta(seconds=10)
 _LONGEST_REPORT = 8 << 20  # bytes: 60 KB for the node, and 60 for each service port, more for one in use
 _LARGEST_COUNT = 1 << 40  # of one report: more is nonsense, and sums must stay numbers that JSON readers can hold
+_PACE = timedelta(milliseconds=500)
+"""Between two reports of a stream, at least: Envoy sends one a second or less, and reading the longest takes 50 ms."""
+_MOST_STREAMS = 3
+"""Of one proxy, which needs one: those that broke unnoticed are given up after a while."""
 _QUIET = 0.1  # seconds between a change of the picture and what follows from it here
 
 
@@ -109,7 +113,7 @@ class LoadServer:
 
     def _pace(self) -> None:
         """Asks every proxy anew when the interval has changed."""
-        interval = report_interval(self._store.snapshot, len(self._streams))
+        interval = report_interval(self._store.snapshot, len(set(self._streams.values())))
         if interval != self._interval:
             self._interval = interval
             log.info("load reports are asked for", extra={"interval": interval.total_seconds()})
@@ -129,6 +133,8 @@ class LoadServer:
             raise Unavailable("nobody can say now whether this token is good") from None
         if self._admission.scope(self._store.snapshot, node, admitted.identity) is None:
             raise Unavailable(f"the picture of this cluster holds no proxy {node.id!r} for {admitted.identity}")
+        if sum(one == node.id for one in self._streams.values()) >= _MOST_STREAMS:
+            raise Unavailable(f"{node.id} has {_MOST_STREAMS} streams of reports already")
         stream = asyncio.Event()
         stream.set()
         self._tidy(datetime.now(UTC), self._connected())
@@ -182,6 +188,7 @@ class LoadServer:
         # No deadline: whether the proxy still lives is seen by HTTP/2 keepalive, and who is silent is named.
         while isinstance(body := await context.read(), bytes):
             self._tally.take(node.id, self._loads(_parsed(body)), datetime.now(UTC))
+            await asyncio.sleep(_PACE.total_seconds())  # what comes sooner waits with its sender
 
     def _loads(self, request: lrs_pb2.LoadStatsRequest) -> Mapping[Target, Load]:
         """Returns what a report says about what is known; raises MalformedReport."""
@@ -194,12 +201,13 @@ class LoadServer:
             for stats in localities:
                 opened, issued = stats.total_requests_in_progress, stats.total_issued_requests
                 failed = stats.total_error_requests
-                if max(opened, issued, failed) > _LARGEST_COUNT:
-                    raise MalformedReport(f"{max(opened, issued, failed)} calls to {cluster.cluster_name} at once")
                 target = targets.get(ClusterName(stats.locality.sub_zone))
                 if target is not None:  # one member may have several localities, and each several priorities
                     before = found.get(target, (0, 0, 0))
-                    found[target] = (before[0] + opened, before[1] + issued, before[2] + failed)
+                    counts = before[0] + opened, before[1] + issued, before[2] + failed
+                    if max(counts) > _LARGEST_COUNT:
+                        raise MalformedReport(f"{max(counts)} calls to {cluster.cluster_name} at once")
+                    found[target] = counts
         return {target: Load(*counts) for target, counts in found.items()}
 
 

@@ -76,6 +76,14 @@ def test_what_is_open_is_what_each_said_last_and_the_rest_adds_up(
     }
 
 
+def test_no_proxy_counts_beyond_what_readers_of_json_can_hold() -> None:
+    tally, target = Tally(), Target(CART, 80, WEST)
+    for _ in range(3):
+        tally.take("east/shop/a", {target: Load(0, 1 << 53, 1 << 53)}, NOW)
+    [load] = tally.loads()
+    assert load.issued == load.failed == 1 << 53
+
+
 def test_what_was_open_at_a_proxy_that_went_counts_for_a_while() -> None:
     tally = Tally()
     tally.take("a", {TARGETS[1]: Load(open=3)}, NOW)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -219,6 +219,20 @@ async def test_nobody_can_invent_what_is_counted(mesh: Mesh) -> None:
             ).SerializeToString(),
             f"calls to {CART_80} at once",
         ),
+        (
+            lrs_pb2.LoadStatsRequest(
+                cluster_stats=[
+                    {
+                        "cluster_name": CART_80,
+                        "upstream_locality_stats": [
+                            {"locality": {"sub_zone": "west"}, "total_requests_in_progress": 1 << 40}
+                        ]
+                        * 2,
+                    }
+                ]
+            ).SerializeToString(),
+            f"calls to {CART_80} at once",
+        ),
         (b"\x0a\xff\xff\xff\x04" + bytes(9 << 20), "bytes are more than"),
     ],
 )
@@ -231,6 +245,28 @@ async def test_a_report_that_envoy_would_not_send_ends_its_stream(mesh: Mesh, bo
         assert why in details
         await other.say((CART_80, "west", 1, 1, 0))
         await eventually(lambda: mesh.loads() == carried(1, 1, 0), "others are heard")
+
+
+async def test_one_proxy_has_few_streams_and_counts_once(mesh: Mesh) -> None:
+    mesh.store.apply([Change(Section.DRAINS, (WEST, None), Drain(WEST, 50, datetime.now(UTC)))])
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            assert await (await stack.enter_async_context(mesh.proxy("east/shop/a"))).asked() == 1.0
+        one_too_many = await stack.enter_async_context(mesh.proxy("east/shop/a"))
+        code, details = await one_too_many.refused()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "has 3 streams" in details
+        assert await (await stack.enter_async_context(mesh.proxy("east/shop/b"))).asked() == 1.0
+
+
+async def test_who_reports_without_pause_is_read_at_a_pace_of_ours(mesh: Mesh) -> None:
+    async with mesh.proxy("east/shop/a") as flood, mesh.proxy("east/shop/b") as other:
+        await flood.asked()
+        for _ in range(200):
+            await flood.say((CART_80, "west", 0, 1, 0))
+        await other.say((CART_80, "west", 7, 0, 0))
+        await eventually(lambda: any(load.open == 7 for load in mesh.loads()), "the other is heard")
+        assert sum(load.issued for load in mesh.loads()) < 100
 
 
 @pytest.mark.parametrize(
