@@ -13,16 +13,19 @@ from federation.etcd.health import EtcdProblem
 from federation.model import Liveness, ServiceKey, Severity
 from federation.reports import ProblemReport
 from federation.snapshot import Snapshot
+from federation.xds.session import ProxyStatus
 from trust.spiffe import ClusterName
 
 LINGER = timedelta(seconds=3)
 """A problem is over when it was not found for so long: one that is tried again every second comes and goes."""
 _BETWEEN_LEADERS = timedelta(seconds=10)
 """Nobody leads for so long when a leader was killed: its lease has to expire. Longer is a problem."""
+_UNANSWERED = timedelta(seconds=5)
+"""After an answer is given up, which takes another 10 s: 15 in all. One that is only slow answers by then."""
 _MOST = 20  # of one kind that are shown each by itself
 _LONGEST = 300  # characters of a message
 
-KINDS = ("etcd", "leader", "records", "peer", "imports", "export", "refused", "file")
+KINDS = ("etcd", "leader", "records", "peer", "imports", "export", "refused", "proxy", "file")
 """What a problem may be with: the labels of the metric."""
 
 
@@ -136,6 +139,18 @@ def of_refusals(refusals: Iterable[tuple[ClusterName, str, str]]) -> list[Found]
     return _bounded([Found("refused", subject, _short(message)) for subject, message in sorted(told)])
 
 
+def of_proxies(proxies: Iterable[ProxyStatus], now: datetime) -> list[Found]:
+    """Returns which proxies do not answer: they are frozen, or warm something that never gets ready."""
+    found = []
+    for proxy in sorted(proxies, key=lambda one: one.node):
+        late = {one.type_url: one.stalled_since for one in proxy.types if one.stalled_since is not None}
+        since = min(late.values(), default=now)
+        if now - since >= _UNANSWERED:
+            what = ", ".join(type_url.rpartition(".")[2] for type_url in sorted(late))
+            found.append(Found("proxy", f"proxy {proxy.node}", f"does not answer about {what}", since))
+    return _bounded(found)
+
+
 def of_files(snapshot: Snapshot) -> list[Found]:
     """Returns what cannot be read at all: files, documents in them, records of etcd."""
     unread = {
@@ -151,7 +166,8 @@ def _bounded(found: list[Found]) -> list[Found]:
     if len(found) <= _MOST:
         return found
     kind = found[0].kind
-    return [*found[:_MOST], Found(kind, f"other {kind}s", f"{len(found) - _MOST} more")]
+    others = "other proxies" if kind == "proxy" else f"other {kind}s"
+    return [*found[:_MOST], Found(kind, others, f"{len(found) - _MOST} more")]
 
 
 def _key(found: Found) -> tuple[str, str, str]:

@@ -243,6 +243,7 @@ class Member:
         yield from problems.of_peers(self._store.snapshot, self._options.settings.name, hearing, started=self._started)
         yield from problems.of_exports(self._offer.unoffered)
         yield from problems.of_refusals(refusals)
+        yield from problems.of_proxies(self._ads.proxies(), now)
 
     def load(self) -> LoadReport:
         """What the proxies of this replica carry."""

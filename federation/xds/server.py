@@ -31,9 +31,11 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # Envoy pings every second, also without traffic; by default gRPC calls that an attack and closes.
     ("grpc.http2.min_ping_interval_without_data_ms", 100),
     ("grpc.http2.max_ping_strikes", 0),
-    # A client that is frozen or cut off is noticed after 15 seconds (milliseconds here).
+    # A client that is frozen or cut off is noticed after 15 seconds (milliseconds here). The kernel of a frozen one
+    # goes on confirming bytes, and with that gRPC is content for a minute: only the last of these asks for an answer.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
 )
 """Options that every grpc.aio server of ours needs (`grpc.aio.server(options=SERVER_OPTIONS)`)."""
 

@@ -11,12 +11,25 @@ import aiohttp
 from deploy.control import problems
 from deploy.control.problems import LINGER, Found, continued, counts, reports
 from federation.etcd.health import Ailment, EtcdProblem
-from federation.model import Finding, Freshness, Liveness, MemberCluster, NetworkName, ServiceKey
+from federation.model import (
+    Audience,
+    Finding,
+    Freshness,
+    Liveness,
+    Locality,
+    MemberCluster,
+    NetworkName,
+    ProxyRole,
+    ProxyScope,
+    ServiceKey,
+)
 from federation.snapshot import EMPTY, Change, Section, apply
+from federation.xds.resources import TypeUrl
+from federation.xds.session import ProxyStatus, TypeStatus
 from tests.support.control import DOMAIN, Control, join, until
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.trust import EAST, WEST, init_root
-from trust.spiffe import MeshDomain, Namespace
+from trust.spiffe import Identity, MeshDomain, Namespace, ServiceAccount
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 CART = ServiceKey(Namespace("shop"), "cart")
@@ -60,6 +73,18 @@ def test_that_nobody_leads_is_a_problem_when_it_lasts() -> None:
     (found,) = problems.of_leader("", at(0), at(11), campaign="no answer")
     assert found.since == at(0)
     assert found.message.endswith("(no answer)")
+
+
+def test_a_proxy_that_does_not_answer_is_a_problem_when_it_lasts() -> None:
+    audience = Audience(ProxyRole.SIDECAR, EAST, NetworkName("n"), Locality("eu"), CART.namespace)
+    scope = ProxyScope(audience, Identity(EAST, CART.namespace, ServiceAccount("cart")), "10.1.0.1")
+    types = (TypeStatus(TypeUrl.ENDPOINTS, 1, 2, stalled_since=at(10)), TypeStatus(TypeUrl.CLUSTER, 1, 1))
+    proxy = ProxyStatus("east/shop/cart-1", scope, at(0), 2, 1, at(0), types)
+    assert problems.of_proxies([proxy], at(14)) == []
+    (found,) = problems.of_proxies([proxy], at(15))
+    assert (found.subject, found.since) == ("proxy east/shop/cart-1", at(10))
+    assert found.message == "does not answer about ClusterLoadAssignment"
+    assert len(problems.of_proxies([proxy] * 30, at(15))) == 21
 
 
 def test_silent_peers_are_said_with_the_reason() -> None:

@@ -91,6 +91,18 @@ async def test_a_change_of_one_endpoint_is_one_push(world: World, port: tuple[st
         assert len(world.converged) == 1
 
 
+async def test_a_frozen_proxy_is_noticed(world: World) -> None:
+    world.show({})
+    async with world.serve(), world.envoy() as envoy:
+        await envoy.wait_live()
+        await world.settled()
+        envoy.pause()
+        try:
+            await eventually(lambda: not world.ads.proxies(), "its stream is given up")
+        finally:
+            envoy.resume()
+
+
 async def test_a_reconnecting_proxy_gets_the_differences_only(world: World, port: tuple[str, int]) -> None:
     world.show(simple(world, "a", "b", "gone", place=port))
     load = Load(f"http://{world.address}:15001/", "a.test")
