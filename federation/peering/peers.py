@@ -329,12 +329,15 @@ class Peers:
                 continue
 
     def _judge(self, peer: ClusterName, hearing: _Hearing) -> None:
-        before = hearing.verdict
+        before, silence, thresholds = hearing.verdict, hearing.silence.look(_now()), self._settings.thresholds
+        is_live = before is not None and before.state is Liveness.LIVE and before.heard == hearing.heard
+        if is_live and silence < thresholds.stale_after:
+            return  # it has said nothing since the last look, and may be silent for as long: nearly all, nearly always
         hearing.verdict = verdict = judge(
             before,
             heard=hearing.heard,
-            silence=hearing.silence.look(_now()),
-            thresholds=self._settings.thresholds,
+            silence=silence,
+            thresholds=thresholds,
             now=datetime.now(UTC),
             known=hearing.known,
         )
