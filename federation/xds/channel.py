@@ -48,6 +48,10 @@ LARGEST_PORTION = 1024 * 1024
 _NAMED = re.compile(r"(?<![^\s,])[^\s,]+(?=: )")
 
 
+_LONGEST_REASON = 1024
+"""Characters that are kept of why one resource was refused: a hostile client gives a reason for each, of megabytes."""
+
+
 class Rejection(msgspec.Struct, frozen=True):
     """One resource that the client refused. It is not sent again until its version changes."""
 
@@ -258,7 +262,9 @@ class Channel:
             middle = len(current) // 2
             self._suspects[:0] = [tuple(current[:middle]), tuple(current[middle:])]
         rejections = tuple(
-            Rejection(self.type_url, name, flight.versions[name], message) for name in culprits if name in current
+            Rejection(self.type_url, name, flight.versions[name], _about(name, message))
+            for name in culprits
+            if name in current
         )
         self.parked.update({rejection.name: rejection for rejection in rejections})
         return rejections
@@ -324,3 +330,11 @@ class Channel:
             return []
         named = set(_NAMED.findall(message))
         return [name for name in flight.versions if name in named]
+
+
+def _about(name: str, message: str) -> str:
+    """Returns what a refusal says of one resource: all of it, or of a long one the part that begins with the name."""
+    if len(message) <= _LONGEST_REASON:
+        return message
+    begin = max(0, message.find(f"{name}: "))
+    return message[begin : begin + _LONGEST_REASON]

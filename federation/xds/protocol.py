@@ -49,6 +49,10 @@ class Order(Enum):
     NONE = auto()
 
 
+_LONGEST_REFUSAL = 64 * 1024
+"""Characters that are read of a refusal. Culprits that a longer one names beyond that are sent, and named, again."""
+
+
 class Subscribed(msgspec.Struct, frozen=True):
     """The client changed what it wants of a type."""
 
@@ -117,7 +121,7 @@ class DeltaStream:
         if nonce and nonce not in channel.flights:
             reply = Ignored(f"unknown nonce {nonce}")
         elif nonce and request.HasField("error_detail"):
-            message = request.error_detail.message
+            message = request.error_detail.message[:_LONGEST_REFUSAL]
             reply = Rejected(type_url, nonce, message, channel.reject(nonce, message))
         elif nonce:
             channel.acknowledge(nonce)

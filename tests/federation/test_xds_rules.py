@@ -267,3 +267,20 @@ def test_a_server_out_of_its_mind_is_noticed() -> None:
     ):
         with pytest.raises(InvalidResponse):
             client.receive(DeltaDiscoveryResponse.FromString(response))
+
+
+def test_of_a_refusal_without_end_what_matters_is_kept() -> None:
+    stream = DeltaStream(Order.NONE)
+    stream.receive(request(TypeUrl.EXPORT, "*"))
+    names = [f"shop/cart-{number}" for number in range(1000)]
+    stream.offer({TypeUrl.EXPORT: named(*(body(TypeUrl.EXPORT, name, version=1) for name in names))})
+    [push] = stream.due()
+    reply = stream.receive(nack(push, "; ".join(f"Export {name}: {name} is bad {'x' * 3000}" for name in names)))
+    assert isinstance(reply, Rejected)
+    assert len(reply.message) < 100_000
+    while due := stream.due():  # who is not named in what is read is sent again
+        stream.receive(nack(due[0], "; ".join(f"Export {name}: {name} is bad {'x' * 3000}" for name in due[0].upserts)))
+    rejections = stream.rejections
+    assert {name for _, name in rejections} == set(names)
+    assert all(f"{name}: {name} is bad" in one.message for (_, name), one in rejections.items())
+    assert sum(len(one.message) for one in rejections.values()) < 2_000_000
