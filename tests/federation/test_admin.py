@@ -16,10 +16,11 @@ from federation.reports import ErrorReport
 
 TOKEN = "the-token-of-this-test"
 READS = ("status", "clusters", "services", "proxies", "member", "join-request", "tokens", "trust", "revocations")
-CHANGES = ("tokens", "join", "join-request", "trust/documents", "revocations")
+READS += ("drains", "load")
+CHANGES = ("tokens", "join", "join-request", "trust/documents", "revocations", "drains", "leave", "members")
 ASYNC = (
     *("join_request", "join", "tokens", "create_token", "revoke_token"),
-    *("take_documents", "revoke", "restore"),
+    *("take_documents", "revoke", "restore", "drain", "undrain", "leave", "come_back", "forget"),
 )
 
 
@@ -72,7 +73,18 @@ async def test_nobody_reads_without_the_token(url: str, path: str, token: bytes 
 
 
 @pytest.mark.parametrize(
-    "path", ["/%76%31/status", "/v1%2fstatus", "//v1/status", "/x/%2e%2e/v1/status", "/v1/./status"]
+    "path",
+    [
+        *("/%76%31/status", "/v1%2fstatus", "//v1/status", "/x/%2e%2e/v1/status", "/v1/./status"),
+        *(
+            "/V1/drains",
+            "/v1/drains/",
+            "/;/v1/drains",
+            "/v1\t/drains",
+            "/healthz/../v1/drains",
+            "/healthz%2f..%2fv1/load",
+        ),
+    ],
 )
 async def test_no_spelling_of_a_path_leads_around_the_token(url: str, path: str) -> None:
     status, body = await ask(url + path)
@@ -102,6 +114,13 @@ async def test_a_revocation_is_undone_by_its_subject(url: str, written: str, sub
     assert answer["asked_by"].startswith("admin at 127.")
 
 
+def test_only_probes_and_metrics_are_open_to_all() -> None:
+    routes = {route.resource.canonical for route in admin_app(Backend(), TOKEN).router.routes() if route.resource}
+    assert {path for path in routes if not path.startswith("/v1/")} == {
+        *("/healthz", "/healthz/etcd", "/readyz", "/metrics")
+    }
+
+
 async def test_a_token_that_is_no_text_is_refused(url: str) -> None:
     where = URL(url)
     async with asyncio.timeout(60):
@@ -113,7 +132,7 @@ async def test_a_token_that_is_no_text_is_refused(url: str) -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("path", ["/v1/tokens", "/v1/join", "/v1/trust/documents", "/v1/revocations"])
+@pytest.mark.parametrize("path", ["/v1/tokens", "/v1/join", "/v1/trust/documents", "/v1/revocations", "/v1/drains"])
 @pytest.mark.parametrize("body", [b"", b"[", b'{"x":' + b"[" * 200_000, b'{"namespace":"\xff"}', b"\xff"])
 async def test_a_body_that_makes_no_sense_is_refused(url: str, path: str, body: bytes) -> None:
     status, answer = await ask(url + path, method="POST", body=body, token=f"Bearer {TOKEN}".encode())
