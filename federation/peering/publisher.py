@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 _CATCH_UP = timedelta(seconds=5)
 """How long the copy of etcd may take to show a write before it is compared all the same: an outage, or lost writes."""
 _RETRY = timedelta(seconds=1)
-_HELP_AFTER = timedelta(seconds=10)
-"""How long another replica waits for the leader to write again what etcd lost."""
+_HELP_AFTER = timedelta(seconds=5)
+"""How long another replica waits for the leader to write again what etcd lost: it takes milliseconds if it knows."""
 
 
 class Unwritten(NamedTuple):

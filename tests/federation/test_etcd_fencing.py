@@ -6,7 +6,7 @@ The replicas of one cluster see different pods, so that what is written tells wh
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -30,6 +30,7 @@ from tests.support.trust import EAST, WEST, make_issuers
 from tests.support.waiting import eventually
 
 ONE, TWO = "one", "two"
+LEASE = timedelta(seconds=3)
 
 
 class Replicas:
@@ -86,7 +87,7 @@ async def replica(
         name=EAST, domain=cluster.issuer.domain, network=NetworkName(EAST), region="eu", gateways=(cluster.gateway,)
     )
     async with EtcdClient((f"http://{etcd}:2379",)) as client:
-        control = ControlUnderTest(cluster.issuer, client, msgspec.structs.replace(told, **settings))
+        control = ControlUnderTest(cluster.issuer, client, msgspec.structs.replace(told, **settings), lease=LEASE)
         control.holder = holder
         control.store.apply([*exported_service(), pod(f"cart-{number}")])
         control.store.mark_listed("source")
