@@ -18,7 +18,7 @@ MOST_BYTES = 64 * 1024 * 1024
 
 
 MOST_PER_SECOND = 20
-"""Responses of a peer that bring exports, in the long run."""
+"""Responses of a peer that bring more than a beat, in the long run."""
 MOST_AT_ONCE = 20
 """Of these, after a quiet time: the first that a peer says is not to wait."""
 

@@ -174,7 +174,7 @@ class Peers:
             gateways = self._gateways(peer)
             if gateways:
                 hearing.gateway = gateways[attempts % len(gateways)]
-                hearing.problem = await self._listen(peer, hearing, leadership)
+                hearing.problem = short_line(await self._listen(peer, hearing, leadership))
                 hearing.gateway = None
             else:
                 hearing.problem = "no gateway of it is known"
@@ -215,8 +215,7 @@ class Peers:
             return str(error)
 
         async def keep(received: Received) -> str:
-            if received.type_url is TypeUrl.EXPORT:
-                await asyncio.sleep(hearing.pace.wait(_now().total_seconds()))
+            await asyncio.sleep(hearing.pace.wait(_now().total_seconds()))
             return self._note_refused(peer, received, hearing, await intake.keep(received))
 
         async def ends() -> str:

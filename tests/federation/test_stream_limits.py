@@ -17,6 +17,7 @@ from federation.model import (
     EPOCH,
     FEDERATION_PORT,
     GATEWAY_PORT,
+    Drain,
     GatewayAddress,
     Liveness,
     MemberCluster,
@@ -211,6 +212,28 @@ async def test_a_flood_of_changes_is_joined_and_holds_back_no_beat(
         assert changes > len(writes)
         verdicts = [exports.decode_freshness(one.item.value) for one in told if _is_freshness(one.key) and one.item]
         assert Liveness.STALE not in {verdict.state for verdict in verdicts}
+
+
+async def test_a_member_that_drains_and_undrains_itself_without_pause_is_held_to_its_pace(
+    east: ClusterUnderTest, issuers: Issuers
+) -> None:
+    async with AsyncExitStack() as stack:
+        listener = await stack.enter_async_context(east.control(*exported_service()))
+        liar = await start_lying(stack, issuers, listener)
+        await eventually(lambda: listener.is_live(WEST))
+        known = listener.picture.members[WEST]
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        weight = 0
+        while loop.time() < began + 2:
+            weight = (weight + 1) % 100
+            drained = msgspec.structs.replace(known, introduced_by="", drains=(Drain(WEST, weight, EPOCH),))
+            liar.say(exported={}, members={WEST: exports.encode(drained)})
+            await asyncio.sleep(0.002)
+        await eventually(lambda: [one.weight for one in listener.picture.members[WEST].drains] == [weight])
+        lasted = loop.time() - began
+        writes = [one for one in await history(east.etcd.url) if one.key == names.member_key(WEST)]
+        assert 5 < len(writes) <= MOST_AT_ONCE + MOST_PER_SECOND * lasted + 5
 
 
 def _is_freshness(key: str) -> bool:
