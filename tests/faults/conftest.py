@@ -122,13 +122,13 @@ def _write_files(folder: Path) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--etcd-pause", type=float, default=10, help="For how many seconds etcd is paused.")
+    parser.addoption("--etcd-pause", type=float, default=8, help="For how many seconds etcd is paused.")
 
 
 @pytest.fixture
 def pause(request: pytest.FixtureRequest) -> float:
     """For how many seconds etcd is paused: `pytest tests/faults --etcd-pause 30`."""
-    return float(request.config.getoption("--etcd-pause", 10))
+    return float(request.config.getoption("--etcd-pause", 8))
 
 
 @pytest.fixture(scope="session")

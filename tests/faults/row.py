@@ -9,6 +9,8 @@ from tests.faults.table import Outcome
 PATIENCE = 60.0  # seconds; deadline of every wait
 _POLL = 0.1  # seconds between two looks
 _LATE = 1.0  # seconds
+_STANDSTILL = 0.1  # seconds that a request is sent late: this machine ran nothing for so long
+_AFTERMATH = 3.0  # seconds after it in which connections break
 _SHORT = 100  # characters of a note
 _TIME_TO_NOTICE = 1.0  # seconds until a proxy knows that a frozen gateway is one: what it sent there is under way
 
@@ -70,19 +72,35 @@ class Row:
         more than a second late, because the machine ran nothing meanwhile. How many those are is noted."""
         limit = TIMEOUT.total_seconds() + _LATE
         counted = [each for each in attempts if each.sent - each.due < _LATE and each.ended - each.sent < limit]
-        if len(counted) < len(attempts):
-            self.notes.append(f"{len(attempts) - len(counted)} requests not counted: the machine stood still")
+        if left := len(attempts) - len(counted):
+            failed = sum(bool(each.failure) for each in attempts) - sum(bool(each.failure) for each in counted)
+            self.notes.append(f"{left} requests ({failed} failed) not counted: the machine stood still")
         return counted
+
+    def starved(self, lost: Sequence[Attempt], attempts: Sequence[Attempt]) -> list[Attempt]:
+        """Returns those POSTs among `lost` that failed when, as is seen from all `attempts`, this machine stood still.
+
+        That breaks connections, and what is under way on them may not be repeated. How many those are is noted.
+        """
+        still = [(each.due, each.sent) for each in attempts if each.sent - each.due > _STANDSTILL]
+        starved = [
+            each
+            for each in lost
+            if each.method == "POST" and any(due <= each.ended and each.sent <= at + _AFTERMATH for due, at in still)
+        ]
+        if starved:
+            longest = max(at - due for due, at in still)
+            self.notes.append(f"ALLOWED: {len(starved)} failed POSTs, the machine stood still for {longest:.1f} s")
+        return starved
 
     def failures(self, attempts: Sequence[Attempt], *, posts_may_fail: bool) -> list[Attempt]:
         """Returns the requests that should not have failed."""
-        return [
-            each for each in attempts if each.failure and not (posts_may_fail and self._was_in_flight(each))
-        ]  # fmt: skip
+        return [each for each in attempts if each.failure and not (posts_may_fail and self._was_in_flight(each))]
 
     def _was_in_flight(self, attempt: Attempt) -> bool:
         """Says whether a POST was under way when the fault happened: sent before, and not answered before."""
-        return attempt.method == "POST" and attempt.sent <= self.struck + _TIME_TO_NOTICE
+        is_under_way = attempt.sent <= self.struck + _TIME_TO_NOTICE and attempt.ended >= self.struck
+        return attempt.method == "POST" and is_under_way
 
     def outcome(self, fault: str, attempts: Sequence[Attempt], *, held: bool) -> Outcome:
         """Returns the row of the table."""
