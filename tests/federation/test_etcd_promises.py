@@ -144,9 +144,11 @@ async def killed(mesh: Mesh, step: Step) -> None:
 
 
 async def frozen(mesh: Mesh, step: Step) -> None:
+    health = mesh.east.client.health
+    await eventually(lambda: not health.cut_off_for(datetime.now(UTC)), "the fault before is over")
     mesh.etcd.pause()
     step.change()
-    await eventually(lambda: bool(mesh.east.client.health.cut_off_for(datetime.now(UTC))))
+    await eventually(lambda: bool(health.cut_off_for(datetime.now(UTC))))
     mesh.etcd.resume()
     await step.order()
 
