@@ -90,3 +90,28 @@ async def test_a_guess_at_the_gateway_tells_nothing(tmp_path: Path) -> None:
             (NORTH, "cart"): 403,
             (NORTH, "nobody"): 403,
         }
+
+
+async def test_no_spelling_of_a_service_leads_around_its_audience(tmp_path: Path) -> None:
+    cart = "cart.shop.svc.west.mesh.test"
+    spellings = [cart.title(), f"{cart}.", f"{cart}:80", f"{cart}:{MESH_PORT}", f"x@{cart}", f"{cart}/"]
+    async with run_pushed_mesh(tmp_path) as mesh:
+        export_to(mesh, MemberSelector("east"))
+        await mesh.pushing.settled()
+        context = tls_client(tmp_path, *mesh.identities.leaf(identity(NORTH, "client")))
+        context.set_alpn_protocols(["h2"])
+        for spelling in (*spellings, "*", "*.west.mesh.test", "federation"):
+            for more in ({}, {":protocol": "websocket", ":scheme": "https", ":path": "/"}):
+                answer = await ask(
+                    mesh.address("west", "gateway"),
+                    GATEWAY_PORT,
+                    context=context,
+                    server_name=tunnel_sni(NORTH, ClusterName("west"), DOMAIN),
+                    headers={
+                        ":method": "CONNECT",
+                        ":authority": spelling,
+                        "x-isthmus-endpoint": f"{mesh.address('west', 'server-1')}:{MESH_PORT}",
+                        **more,
+                    },
+                )
+                assert answer != 200, (spelling, more)
