@@ -44,7 +44,7 @@ class Told:
         self._told: Mapping[str, Resource] = {}
 
     def of(self, known: Mapping[str, Resource], tellers: Tellers) -> Mapping[str, Resource]:
-        """Returns what the peer should have of the records that are known now: the same mapping for the same `known`.
+        """Returns what the peer should have of the records that are known now: the same mapping while that is the same.
 
         What was not told when it came is not told later on this stream: the peer's next one begins with all.
         """
@@ -61,8 +61,9 @@ class Told:
                 told[name] = resource
             elif name in self._told:
                 told[name] = self._told[name]
-        self._told = told
-        return told
+        if told != self._told:
+            self._told = told
+        return self._told
 
 
 def _rank(member: str, candidate: ClusterName) -> bytes:

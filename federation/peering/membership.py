@@ -7,8 +7,8 @@ from cryptography import x509
 
 from federation.model import MemberCluster
 from trust.bundle import Revocation
-from trust.certificates import CertificateRefused, load_certificate
-from trust.spiffe import ClusterName, MeshDomain, control_identity
+from trust.certificates import CertificateRefused, load_certificate, spiffe_identity
+from trust.spiffe import ClusterName, MeshDomain, control_identity, spiffe_id
 from trust.verification import check_intermediate
 
 
@@ -28,6 +28,21 @@ def check_membership(member: MemberCluster, trust_bundle_pem: bytes, *, domain: 
         else:
             return
     raise refusal
+
+
+class NotAPeer(Exception):
+    """A certificate that is not that of another cluster's control plane; the message says whose it is."""
+
+
+def peer_of(certificate_pem: bytes, domain: MeshDomain) -> ClusterName:
+    """Returns the cluster whose control plane a verified certificate belongs to; raises NotAPeer."""
+    try:
+        identity = spiffe_identity(load_certificate(certificate_pem), domain)
+    except CertificateRefused as error:
+        raise NotAPeer(error.message) from error
+    if identity != control_identity(identity.cluster):
+        raise NotAPeer(f"{spiffe_id(identity, domain)} is no control plane")
+    return identity.cluster
 
 
 REVOKED = "revoked"

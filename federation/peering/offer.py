@@ -28,8 +28,8 @@ from federation.peering.freshness import BEAT_PERIOD, LONGEST_SILENCE
 from federation.peering.hearsay import Tellers, Told
 from federation.peering.intake import KINDS
 from federation.peering.introductions import Introductions
-from federation.peering.membership import why_revoked
-from federation.peering.news import News, pass_on
+from federation.peering.membership import NotAPeer, peer_of, why_revoked
+from federation.peering.news import News
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper, own_issuer, spread
 from federation.peering.visibility import Shares
@@ -46,8 +46,7 @@ from federation.xds.server import (
     read_first,
     serve_stream,
 )
-from trust.certificates import CertificateRefused, load_certificate, spiffe_identity
-from trust.spiffe import ClusterName, MeshDomain, control_identity, spiffe_id
+from trust.spiffe import ClusterName
 
 log = logging.getLogger(__name__)
 
@@ -69,10 +68,6 @@ _TRUST_QUIET = timedelta(milliseconds=100)
 
 _MADE_OF = (Section.SERVICES, Section.EXPORTS, Section.MEMBERS, Section.DEPARTURES, Section.DRAINS)
 """The sections, beside what follows from others, that offers depend on."""
-
-
-class NotAPeer(Exception):
-    """A certificate that is not that of another cluster's control plane; the message says whose it is."""
 
 
 class ListenerStatus(msgspec.Struct, frozen=True):
@@ -147,17 +142,33 @@ class Offer:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_in_step())
             tasks.create_task(self._keep_trust_in_step())
-            tasks.create_task(pass_on(self._replica.own_news, self._resources_news))  # a grant may have come
+            tasks.create_task(self._follow_grants())
             tasks.create_task(self._introductions.run())
+
+    async def _follow_grants(self) -> None:
+        """Wakes the streams when a grant has come or gone: what else concerns us in etcd is nothing to tell there."""
+        known: dict[str, bytes] = {}
+        while True:
+            seen, records = self._replica.own_news.count, self._replica.records
+            grants = {key: records[key] for key in records if key.startswith(trust_records.GRANTS_PREFIX)}
+            if grants != known:
+                known = grants
+                self._resources_news.tell()
+            await self._replica.own_news.wait_newer(seen)
 
     async def _keep_in_step(self) -> None:
         snapshot = await self._store.wait_ready()
         self._exports = self._published()
         seen_at = datetime.now(UTC)
+        told: tuple[object, ...] = ()
         while True:
             self._take_up(snapshot, seen_at)
-            self._set({TypeUrl.MEMBER: self._known_members(snapshot)})
-            self.news.tell()
+            is_news = self._set({TypeUrl.MEMBER: self._known_members(snapshot)})
+            before_that, told = told, (self._shares, self._exports, snapshot.revoked)
+            # A newcomer is hearsay first, and its beats and words are many: there is a stream to each member.
+            if is_news or not before_that or not all(map(is_, told, before_that)):
+                self._resources_news.tell()
+                self.news.tell()
             revision = snapshot.revision
             before, snapshot = snapshot, await self._store.wait_newer(revision)
             while not self._stamped and _is_the_same_to_us(before, snapshot):
@@ -219,6 +230,7 @@ class Offer:
                     TypeUrl.MEMBER: self._known_members(self._store.snapshot),
                 }
             )
+            self._resources_news.tell()  # the own authority may be another, too
             await asyncio.sleep(_TRUST_QUIET.total_seconds())
             await self._keeper.news.wait_newer(seen)
 
@@ -267,9 +279,11 @@ class Offer:
         self._member_resources = {member: known.get(member) or exports.member_resource(member) for member in told}
         return {member.name: resource for member, resource in self._member_resources.items()}
 
-    def _set(self, changed: Mapping[TypeUrl, Mapping[str, Resource]]) -> None:
+    def _set(self, found: Mapping[TypeUrl, Mapping[str, Resource]]) -> bool:
+        """Takes what all peers are told, and says whether any of it is another."""
+        changed = {type_url: new for type_url, new in found.items() if self._resources.get(type_url) != new}
         self._resources = {**self._resources, **changed}
-        self._resources_news.tell()
+        return bool(changed)
 
     async def _serve(self, context: ServicerContext) -> None:
         # Read before refusing: who is refused while it still writes is not told why (gRPC).
@@ -302,19 +316,23 @@ class Offer:
         ends_at = math.inf
         beats = Beats(self._settings.name, node, now())
         told = Told(self._settings.name, peer)
+        last: ResourceSet = {}
         while True:
             seen = self._resources_news.count
             self._refuse_revoked(peer)
             if ends_at == math.inf and own_issuer(self._keeper) != issuer:
                 ends_at = now() + spread()
             grants = [trust_records.grant_resource(grant) for grant in self._keeper.grants_for(peer)]
-            yield {
+            offered: ResourceSet = {
                 **self._resources,
                 TypeUrl.MEMBER: told.of(self._resources[TypeUrl.MEMBER], self._tellers),
                 TypeUrl.BEAT: {self._settings.name: beats.latest(now())},
                 TypeUrl.EXPORT: self._shares.of(self._record_of(peer)),
                 TypeUrl.TRUST_GRANT: {grant.name: grant for grant in grants},
             }
+            if offered != last:
+                last = offered
+                yield offered
             try:
                 async with asyncio.timeout_at(min(ends_at, beats.due_at)):
                     await self._resources_news.wait_newer(seen)
@@ -367,17 +385,6 @@ def _is_the_same_to_us(before: Snapshot, after: Snapshot) -> bool:
     return all(getattr(before, section.value) is getattr(after, section.value) for section in _MADE_OF) and (
         before.endpoints is after.endpoints and before.revoked is after.revoked
     )
-
-
-def peer_of(certificate_pem: bytes, domain: MeshDomain) -> ClusterName:
-    """Returns the cluster whose control plane a verified certificate belongs to; raises NotAPeer."""
-    try:
-        identity = spiffe_identity(load_certificate(certificate_pem), domain)
-    except CertificateRefused as error:
-        raise NotAPeer(error.message) from error
-    if identity != control_identity(identity.cluster):
-        raise NotAPeer(f"{spiffe_id(identity, domain)} is no control plane")
-    return identity.cluster
 
 
 def _refused(stream: DeltaStream, refusal: str) -> Iterator[tuple[str, str]]:
