@@ -241,6 +241,8 @@ def read_member(name: str, body: bytes, speaker: ClusterName) -> MemberCluster:
     About others it is hearsay, and marked so.
     """
     member = decode_member(body)
+    if len(member.zones) > _MOST_PLACES or len(member.gateways) > _MOST_PLACES:
+        raise Malformed(f"more than {_MOST_PLACES} zones or gateways")
     return msgspec.structs.replace(check_member(name, member), introduced_by="" if member.name == speaker else speaker)
 
 
@@ -252,8 +254,6 @@ def check_member(name: str, member: MemberCluster) -> MemberCluster:
         raise Malformed("a cluster's name must be a DNS label")
     if not member.network:
         raise Malformed("the member is on no network")
-    if len(member.zones) > _MOST_PLACES or len(member.gateways) > _MOST_PLACES:
-        raise Malformed(f"more than {_MOST_PLACES} zones or gateways")
     for word in (member.network, member.region, member.cloud, *member.zones):
         _check_text(word, "the member's network or place")
     if len(member.labels) > _MOST_LABELS or len(member.drains) > MOST_DRAINS:

@@ -234,8 +234,9 @@ def test_what_is_said_of_another_member_is_marked_as_hearsay() -> None:
 def test_a_member_record_that_cannot_be_true_is_refused(value: MemberCluster, message: str) -> None:
     with pytest.raises(Malformed, match=message):
         read_member("west", exports.encode(value), WEST)
-    with pytest.raises(Malformed, match=message):
-        read_record(member_key(WEST), exports.encode(value))  # whoever wrote that into etcd
+    if len(value.gateways) <= 64:  # how much it may be is asked of peers alone
+        with pytest.raises(Malformed, match=message):
+            read_record(member_key(WEST), exports.encode(value))  # whoever wrote that into etcd
 
 
 @pytest.mark.parametrize(
