@@ -29,7 +29,7 @@ def main() -> None:
 @click.option("--endpoints", default=5, show_default=True, help="Of each service.")
 @click.option("--rate", "rates", multiple=True, type=float, default=(10.0, 50.0), show_default=True)
 @click.option("--seconds", default=15.0, show_default=True, help="Of each rate.")
-@click.option("--stale-after", default=30.0, show_default=True, help="Seconds; members beat four times as often.")
+@click.option("--stale-after", default=60.0, show_default=True, help="Seconds; members beat four times as often.")
 @click.option("-o", "--output", type=_FORMAT, default="table", show_default=True)
 @click.option("--save", type=click.Path(path_type=Path), help="Write the JSON to a file, too.")
 def simulation(
@@ -79,14 +79,14 @@ def simulation(
 @click.option("--changes", default=100, show_default=True, help="With each number of dead replicas.")
 @click.option("-o", "--output", type=_FORMAT, default="table", show_default=True)
 def convergence(changes: int, output: str) -> None:
-    """A change in east until west's proxies have acknowledged it, in a lab, with 0, 1 and 2 of 3 replicas dead."""
+    """A change in east until west's proxies have acknowledged it, in a lab, with 0, 1 and 2 of 3 replicas killed."""
     with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as folder:
         found = measure(Path(folder), changes=changes, say=lambda text: click.echo(text, err=True))
     if output == "json":
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
         return
     table = Table(title="From a change in east to the ACK of a proxy in west", title_justify="left")
-    for column in ("replicas dead in east and west", "changes", "acknowledged", "p50", "p99"):
+    for column in ("leaders killed in east and west", "changes", "acknowledged", "p50", "p99"):
         table.add_column(column, justify="right")
     for loss in found:
         times = (f"{loss.p50 * 1000:.0f} ms", f"{loss.p99 * 1000:.0f} ms")

@@ -1,5 +1,6 @@
 """How fast a change in east is acknowledged by west's proxies, in a lab of three clusters, with replicas lost in both.
 
+It is always the leader that is killed, in east and in west, and another one has taken over when changes go on.
 The lab is driven as a user drives it: its command line, a manifest that changes, and the metrics of west's control
 planes, whose histogram `isthmus_convergence_seconds` says what is asked.
 """
@@ -9,7 +10,7 @@ import re
 import time
 import urllib.request
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from itertools import accumulate
 from pathlib import Path
 
@@ -22,7 +23,10 @@ _METRICS_PORT = 15014
 _BUCKET = re.compile(r"^isthmus_convergence_seconds_bucket\{([^}]*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _REPLICAS = 3
-_START_LIMIT = 300  # seconds
+_ALL = tuple(f"control-{number}" for number in range(1, _REPLICAS + 1))
+_PROXIES = 2  # of each cluster: a gateway and a sidecar
+_START_LIMIT = 180  # seconds
+_STEP_LIMIT = 60  # seconds
 _PACE = 0.15  # seconds between two changes: each is seen by itself
 _LAST = 3.0  # seconds for the last change to arrive
 _CLUSTERS = (("east", "eu"), ("west", "us"), ("south", "ap"))
@@ -42,13 +46,21 @@ class Loss(msgspec.Struct, frozen=True):
 
 
 def measure(folder: Path, *, changes: int, say: Callable[[str], None]) -> list[Loss]:
-    """Starts a lab, changes endpoints in east with 0, 1 and 2 replicas dead, and ends the lab."""
+    """Starts a lab, changes endpoints in east with 0, 1 and 2 leaders killed, and ends the lab."""
     isthmus = Isthmus(folder / "home", "bench")
     file = _write_lab(folder)
     try:
         say("the lab starts")
         isthmus.run("lab", "up", str(file), "--name", "bench", "--detach", seconds=_START_LIMIT)
-        return [_with_loss(isthmus, folder, killed, changes, say) for killed in range(_REPLICAS)]
+        dead: dict[str, set[str]] = {"east": set(), "west": set()}
+        found = []
+        for killed in range(_REPLICAS):
+            if killed:
+                for cluster, gone in dead.items():
+                    gone.add(_kill_leader(isthmus, cluster, gone, say))
+            eventually(lambda: all(_is_in_step(isthmus, cluster, gone) for cluster, gone in dead.items()), _STEP_LIMIT)
+            found.append(_with_loss(isthmus, folder, dead["west"], changes, say))
+        return found
     finally:
         isthmus.run("lab", "down", "--name", "bench", code=None)
 
@@ -67,12 +79,9 @@ def quantile(buckets: dict[float, float], part: float) -> float:
     return low + (high - low) * (part * totals[-1] - below) / buckets[high]
 
 
-def _with_loss(isthmus: Isthmus, folder: Path, killed: int, changes: int, say: Callable[[str], None]) -> Loss:
-    for cluster in ("east", "west") if killed else ():
-        isthmus.lab("kill", f"{cluster}/control-{killed}")
-    eventually(lambda: _are_in_step(isthmus), _START_LIMIT)
-    say(f"{changes} changes with {killed} of {_REPLICAS} replicas dead in east and in west")
-    alive = [isthmus.address(f"west/control-{number}") for number in range(killed + 1, _REPLICAS + 1)]
+def _with_loss(isthmus: Isthmus, folder: Path, dead: Set[str], changes: int, say: Callable[[str], None]) -> Loss:
+    say(f"{changes} changes with {len(dead)} of {_REPLICAS} replicas dead in east and in west")
+    alive = [isthmus.address(f"west/{replica}") for replica in _ALL if replica not in dead]
     before = _histogram(alive)
     for number in range(changes):
         _change(folder, number)
@@ -81,7 +90,7 @@ def _with_loss(isthmus: Isthmus, folder: Path, killed: int, changes: int, say: C
     after = _histogram(alive)
     buckets = {bound: count - before.get(bound, 0.0) for bound, count in after.items()}
     return Loss(
-        killed=killed,
+        killed=len(dead),
         changes=changes,
         acknowledged=round(sum(buckets.values())),
         p50=quantile(buckets, 0.5),
@@ -89,13 +98,25 @@ def _with_loss(isthmus: Isthmus, folder: Path, killed: int, changes: int, say: C
     )
 
 
-def _are_in_step(isthmus: Isthmus) -> bool:
-    """Says whether east and west hear each other, and all of west's proxies are there."""
-    for cluster, other in (("east", "west"), ("west", "east")):
-        states = {one["name"]: one["state"] for one in isthmus.ask(cluster, "clusters")}
-        if states.get(other) != "live":
-            return False
-    return len(isthmus.ask("west", "proxies")) >= 2
+def _kill_leader(isthmus: Isthmus, cluster: str, dead: Set[str], say: Callable[[str], None]) -> str:
+    """Kills the replica that leads, and returns its name once another one leads."""
+    leader = str(eventually(lambda: isthmus.ask(cluster, "status")["leader"], _STEP_LIMIT))
+    assert leader not in dead, f"{leader} of {cluster} is dead, and said to lead"
+    began = time.monotonic()
+    isthmus.lab("kill", f"{cluster}/{leader}")
+    eventually(lambda: isthmus.ask(cluster, "status")["leader"] not in {leader, ""}, _STEP_LIMIT)
+    say(f"{leader} led {cluster} and was killed; another one led after {time.monotonic() - began:.1f} s")
+    return leader
+
+
+def _is_in_step(isthmus: Isthmus, cluster: str, dead: Set[str]) -> bool:
+    """Says whether a living replica leads, hears the others, and all proxies are there."""
+    if isthmus.ask(cluster, "status")["leader"] in {"", *dead}:
+        return False
+    states = {one["name"]: one["state"] for one in isthmus.ask(cluster, "clusters")}
+    if any(states.get(other) != "live" for other, _ in _CLUSTERS if other != cluster):
+        return False
+    return len(isthmus.ask(cluster, "proxies")) >= _PROXIES
 
 
 def _histogram(addresses: list[str]) -> dict[float, float]:

@@ -46,10 +46,10 @@ class Plan(msgspec.Struct, frozen=True):
     endpoints: int = 5
     rates: tuple[float, ...] = (10.0, 50.0)
     churn_seconds: float = 15.0
-    idle_seconds: float = 10.0
-    join_seconds: float = 5.0
-    settle_seconds: float = 3.0
-    stale_after: float = 30.0
+    idle_seconds: float = 15.0
+    join_seconds: float = 15.0
+    settle_seconds: float = 5.0
+    stale_after: float = 60.0
     seed: int = 1
 
 

@@ -36,6 +36,7 @@ _WORKERS = 2  # for all members but the two that are watched joining
 _ETCDS_AT_ONCE = 4
 _MEMBERS_AT_ONCE = 2  # one in each worker: in life, too, they come one after another
 _LIMIT = 180.0  # seconds for a mesh to become whole
+_LOOKS = 20  # at most, each some seconds after the other, until all pictures are equal to what is offered
 _HOUSE = Path(__file__).parents[2]
 _ETCD_ARGUMENTS = ("--heartbeat-interval", "100", "--election-timeout", "1000")  # etcd's own, not the hasty ones
 _R = TypeVar("_R", bound=Reply)
@@ -108,7 +109,7 @@ class Simulation:
             joins.append(await self._watch_joining(plan.members))
             idle.append(await self._idle(plan.members))
         churn = [await self._churn(rate, idle[-1]) for rate in plan.rates]
-        held = [await worker.ask(commands.Digest(), Held) for worker in self._workers]
+        is_equal = await self._await_equal()
         return Figures(
             machine=f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
             members=plan.members,
@@ -117,7 +118,7 @@ class Simulation:
             idle=tuple(idle),
             joins=tuple(joins),
             churn=tuple(churn),
-            is_consistent=is_consistent({name: of for one in held for name, of in one.digests.items()}),
+            is_consistent=is_equal,
             took=time.time() - began,
         )
 
@@ -202,6 +203,15 @@ class Simulation:
         command = commands.AwaitWhole(members, members * self._plan.services, _LIMIT)
         waiting = [worker.ask(command, Done) for worker in self._workers if worker.members]
         return max(done.at for done in await asyncio.gather(*waiting))
+
+    async def _await_equal(self) -> bool:
+        """Says whether every picture has become equal to what is offered, within a while: the last changes are late."""
+        for _ in range(_LOOKS):
+            held = [await worker.ask(commands.Digest(), Held) for worker in self._workers]
+            if is_consistent({name: of for one in held for name, of in one.digests.items()}):
+                return True
+            await asyncio.sleep(self._plan.settle_seconds)
+        return False
 
     # What it costs
 
