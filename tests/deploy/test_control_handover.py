@@ -31,6 +31,10 @@ class Cluster:
         self.two = two
         self.envoys = envoys
 
+    async def served(self) -> frozenset[str]:
+        """Returns the proxies on streams of either replica."""
+        return frozenset({**await streams(self.one), **await streams(self.two)})
+
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
@@ -108,7 +112,8 @@ def said(report: StatusReport) -> str:
     return "; ".join(f"{problem.subject} {problem.message}" for problem in report.problems)
 
 
-async def test_proxies_of_a_replica_that_is_cut_from_etcd_are_served_by_the_other(cluster: Cluster) -> None:
+async def test_proxies_move_to_a_replica_that_has_etcd_when_theirs_has_none_and_only_then(cluster: Cluster) -> None:
+    await _nobody_moves_where_no_replica_has_etcd(cluster)
     one, two = cluster.one, cluster.two
     cluster.relay.freeze()
     two.write("news.yaml", service("news"))  # what only the other replica hears of
@@ -135,8 +140,7 @@ async def test_proxies_of_a_replica_that_is_cut_from_etcd_are_served_by_the_othe
     await until(lambda: streams(one), lambda found: len(found) == len(cluster.envoys))
 
 
-async def test_where_no_replica_has_etcd_no_proxy_moves(cluster: Cluster) -> None:
-    before = await streams(cluster.one)
+async def _nobody_moves_where_no_replica_has_etcd(cluster: Cluster) -> None:
     await cluster.etcd.kill()
     for each in (cluster.one, cluster.two):
         await until(
@@ -145,9 +149,9 @@ async def test_where_no_replica_has_etcd_no_proxy_moves(cluster: Cluster) -> Non
                 problem.subject == "etcd" and datetime.now(UTC) - problem.since > LONG for problem in report.problems
             ),
         )
-    assert await streams(cluster.one) == before
     await cluster.etcd.start()
     for each in (cluster.one, cluster.two):
         await until(lambda each=each: is_steady(each), bool)  # type: ignore[misc]
-    assert await streams(cluster.one) == before
+    # A machine that stands still ends streams too: what counts is that nobody was sent away.
     assert "handed over" not in cluster.one.log + cluster.two.log
+    await until(cluster.served, lambda served: len(served) == len(cluster.envoys))

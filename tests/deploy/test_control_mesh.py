@@ -198,5 +198,4 @@ async def test_two_clusters_exchange_exports_and_calls_cross_over(
     assert shown.code == 0, shown.stderr
     assert "west" in shown.stdout
     assert "1 in" in shown.stdout
-    proxies = await isthmus("proxies", contexts=contexts)
-    assert "west/gateway-1" in proxies.stdout
+    await until(lambda: isthmus("proxies", contexts=contexts), lambda proxies: "west/gateway-1" in proxies.stdout)

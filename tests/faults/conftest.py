@@ -131,7 +131,7 @@ def pause(request: pytest.FixtureRequest) -> float:
     return float(request.config.getoption("--etcd-pause", 8))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Folder, LabReport]]:
     file = _write_files(tmp_path_factory.mktemp("faults"))
     isthmus = Isthmus(tmp_path_factory.mktemp("home"), "faults")

@@ -48,8 +48,8 @@ async def _lose_leader(mesh: BrokenMesh, before: Picture, fault: str, action: Ac
     news = News(mesh)
     async with mesh.row(fault, before) as row:
         old = await mesh.leader("east")
-        await mesh.act(action, old)
         row.strikes()
+        await mesh.act(action, old)
         news.tell()
         try:
             await row.detects("status: another replica leads", lambda: another_leads(mesh, old))
@@ -72,8 +72,8 @@ async def test_the_leader_is_cut_from_etcd(mesh: BrokenMesh, before: Picture) ->
     news = News(mesh)
     async with mesh.row("control leader cut from etcd", before) as row:
         old = await mesh.leader("east")
-        await mesh.link(old, "east/etcd", LinkState.SILENT)
         row.strikes()
+        await mesh.link(old, "east/etcd", LinkState.SILENT)
         news.tell()
         try:
             await row.detects("status: another replica leads", lambda: another_leads(mesh, old))
@@ -87,8 +87,8 @@ async def test_the_leader_is_cut_from_etcd(mesh: BrokenMesh, before: Picture) ->
 
 async def test_all_control_planes_of_a_cluster_are_killed(mesh: BrokenMesh, before: Picture) -> None:
     async with mesh.row("all control planes of east killed", before) as row:
-        await mesh.act(Action.KILL, "east/control")
         row.strikes()
+        await mesh.act(Action.KILL, "east/control")
         await row.detects("clusters of west: east is stale", lambda: mesh.sees("west", "east", "stale"))
         await mesh.act(Action.START, "east/control")
         row.mends()
@@ -99,9 +99,9 @@ async def test_a_partition_without_a_local_control_plane_drops_what_may_be_dropp
 ) -> None:
     loads = (("east", CART),)
     async with mesh.row("partition, and east's control planes killed", before, loads=loads, posts_may_fail=True) as row:
+        row.strikes()
         await mesh.act(Action.KILL, "east/control")
         await mesh.link("east", "west", LinkState.SILENT)
-        row.strikes()
         await row.detects("clusters of west: east is stale", lambda: mesh.sees("west", "east", "stale"))
         await row.notices("Envoy itself dropped ware (6 s) after", lambda: mesh.has_endpoints(CLIENT, "ware", {}))
         await mesh.has_endpoints(CLIENT, "cart", {"east": 2, "west": 1})

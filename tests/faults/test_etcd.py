@@ -27,8 +27,8 @@ async def says(mesh: BrokenMesh, cluster: str, subject: str, words: str) -> None
 
 async def test_etcd_is_killed(mesh: BrokenMesh, before: Picture) -> None:
     async with mesh.row("etcd kill -9", before) as row:
-        await mesh.act(Action.KILL, ETCD)
         row.strikes()
+        await mesh.act(Action.KILL, ETCD)
         await row.detects("status: etcd", lambda: says(mesh, "east", "etcd", ""))
         await mesh.act(Action.START, ETCD)
         row.mends()
@@ -37,8 +37,8 @@ async def test_etcd_is_killed(mesh: BrokenMesh, before: Picture) -> None:
 async def test_etcd_is_paused(mesh: BrokenMesh, before: Picture, pause: float) -> None:
     async with mesh.row(f"etcd paused {pause:.0f} s", before) as row:
         streams = [await mesh.streams(replica) for replica in mesh.replicas("east")]
-        await mesh.act(Action.PAUSE, ETCD)
         row.strikes()
+        await mesh.act(Action.PAUSE, ETCD)
         await row.detects("status: etcd", lambda: says(mesh, "east", "etcd", ""))
         await row.lasts(pause)
         await mesh.act(Action.RESUME, ETCD)
@@ -49,8 +49,8 @@ async def test_etcd_is_paused(mesh: BrokenMesh, before: Picture, pause: float) -
 async def test_etcd_comes_back_empty(mesh: BrokenMesh, before: Picture) -> None:
     async with mesh.row("etcd wiped", before) as row:
         records = await mesh.records(ETCD)
-        await mesh.act(Action.WIPE, ETCD)
         row.strikes()
+        await mesh.act(Action.WIPE, ETCD)
         await row.detects("status: etcd", lambda: says(mesh, "east", "etcd", ""))
         await mesh.act(Action.START, ETCD)
         row.mends()
@@ -77,8 +77,8 @@ async def test_etcd_takes_no_more_writes(mesh: BrokenMesh, before: Picture) -> N
 
 async def test_history_is_compacted_while_we_are_away(mesh: BrokenMesh, before: Picture) -> None:
     async with mesh.row("etcd compacted while away", before) as row:
-        await mesh.link("east/control", ETCD, LinkState.REFUSING)
         row.strikes()
+        await mesh.link("east/control", ETCD, LinkState.REFUSING)
         for number in range(5):
             await _put(mesh, f"/other/{number}")
         revision = (await mesh.etcd(ETCD, "maintenance/status", {}))["header"]["revision"]
@@ -98,8 +98,8 @@ async def test_etcd_is_slow(mesh: BrokenMesh, before: Picture) -> None:
 
 async def test_one_etcd_of_three_is_lost(mesh: BrokenMesh, before: Picture) -> None:
     async with mesh.row("etcd: one node of three lost", before) as row:
-        await mesh.act(Action.KILL, "west/etcd-1")
         row.strikes()
+        await mesh.act(Action.KILL, "west/etcd-1")
         await row.detects("status: west is led", lambda: mesh.is_led("west"))
         await row.lasts(6)  # longer than the lease of a leader whose etcd that was
         await mesh.is_led("west")

@@ -123,7 +123,7 @@ def _write_files(folder: Path) -> Path:
     return file
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Isthmus]:
     folder = tmp_path_factory.mktemp("mesh")
     isthmus = Isthmus(tmp_path_factory.mktemp("home"))
