@@ -22,7 +22,7 @@ from federation.model import Liveness
 from federation.reports import ClusterReport, StatusReport
 from federation.xds.bootstrap import token_file
 from tests.faults.pictures import Picture, differences, timeless, told
-from tests.faults.row import NotYet, Row
+from tests.faults.row import NotYet, Row, since
 from tests.faults.table import Outcome
 from trust.spiffe import GATEWAY_ACCOUNT, SYSTEM_NAMESPACE
 
@@ -282,7 +282,7 @@ class BrokenMesh:
                 for call in calls:
                     group.create_task(call.run())
                 try:
-                    await asyncio.sleep(0.5)  # traffic flows before anything breaks
+                    await since(0.0, lambda: _flow(calls))  # before anything breaks
                     yield row
                     await row.recovers(lambda: self.check_picture(before))
                 finally:
@@ -300,3 +300,9 @@ class BrokenMesh:
             self._outcomes.append(row.outcome(fault, [each for call in calls for each in call.attempts], held=held))
             if not held:
                 await self.mend()
+
+
+async def _flow(calls: Sequence[Load]) -> None:
+    """Raises NotYet until half a second's requests of each load have ended."""
+    if not all(len(call.attempts) >= RATE / 2 for call in calls):
+        raise NotYet("the load has only begun")
