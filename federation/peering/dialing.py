@@ -10,10 +10,11 @@ Here OpenSSL checks the chain, and we compare the one SPIFFE id, whole.
 
 import asyncio
 import os
+import socket
 import ssl
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -113,21 +114,54 @@ def _check(writer: asyncio.StreamWriter, peer: ClusterName, domain: MeshDomain) 
 
 @asynccontextmanager
 async def _relay(far_reader: asyncio.StreamReader, far_writer: asyncio.StreamWriter) -> AsyncIterator[Path]:
-    """Gives the path of a socket whose first connection is carried over the far one; nobody else reaches it."""
+    """Gives the path of a socket whose first connection is carried over the far one; nobody else reaches it.
 
-    async def carry(near_reader: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
-        server.close()  # it takes one connection: another would speak in our name
-        async with asyncio.TaskGroup() as both:
-            both.create_task(_copy(near_reader, far_writer))
-            both.create_task(_copy(far_reader, near_writer))
+    The sockets are ours from the first moment to the last, whenever the end comes: a server of asyncio leaves a
+    connection open that came as its handler was cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    carrying: list[asyncio.Task[None]] = []
 
-    with tempfile.TemporaryDirectory(prefix="isthmus-") as folder:  # of mode 0700
+    async def carry(near: socket.socket) -> None:
+        near_reader, near_writer = await asyncio.open_connection(sock=near, limit=_CHUNK)
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(_copy(near_reader, far_writer))
+                both.create_task(_copy(far_reader, near_writer))
+        finally:
+            near_writer.transport.abort()
+
+    def take() -> None:
+        try:
+            near, _ = listener.accept()
+        except OSError:
+            return  # it gave up before it was taken
+        near.setblocking(False)
+        close_listener()  # it takes one connection: another would speak in our name
+        owned.callback(near.close)
+        carrying.append(loop.create_task(carry(near)))
+
+    def close_listener() -> None:
+        if listener.fileno() >= 0:
+            loop.remove_reader(listener)
+            listener.close()
+
+    with ExitStack() as owned:
+        folder = owned.enter_context(tempfile.TemporaryDirectory(prefix="isthmus-"))  # of mode 0700
         path = Path(folder) / "peer"
-        server = await asyncio.start_unix_server(carry, path, limit=_CHUNK)
+        listener = owned.enter_context(socket.socket(socket.AF_UNIX))
+        listener.setblocking(False)
+        listener.bind(str(path))
+        listener.listen(1)
+        loop.add_reader(listener, take)
+        owned.callback(close_listener)
         try:
             yield path
         finally:
-            server.close()
+            for task in carrying:
+                task.cancel()
+            if carrying:
+                await asyncio.wait(carrying)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -19,6 +19,7 @@ class Relay:
         self._target = target
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
         self._flows.set()
 
@@ -26,7 +27,7 @@ class Relay:
         """Accepts connections, and lets them flow."""
         self._flows.set()
         if self._server is None:
-            self._server = await asyncio.start_server(self._serve, self.address, self.port)
+            self._server = await asyncio.start_server(self._accept, self.address, self.port)
 
     def lead_to(self, address: str) -> None:
         """Passes new connections on to another address, on the same port."""
@@ -39,6 +40,10 @@ class Relay:
             server.close()
         self._flows.set()
         self.drop()
+        for task in tuple(self._serving):
+            task.cancel()
+        if self._serving:
+            await asyncio.wait(self._serving)
 
     def drop(self) -> None:
         """Resets all connections; new ones are accepted."""
@@ -49,17 +54,31 @@ class Relay:
         """Accepts everything and passes nothing on: a black hole. `open` lets all of it arrive."""
         self._flows.clear()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:
+            writer.transport.abort()  # it was on its way when the relay was cut
+            return
         self._connections.add(writer)
-        with suppress(OSError):
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             self._connections.add(far_writer)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, far_writer))
-                group.create_task(self._pump(far_reader, writer, is_answer=True))
-            self._connections.discard(far_writer)
-        writer.transport.abort()
-        self._connections.discard(writer)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._pump(reader, far_writer))
+                    group.create_task(self._pump(far_reader, writer, is_answer=True))
+            finally:
+                far_writer.transport.abort()
+                self._connections.discard(far_writer)
+        except OSError:
+            pass  # the target is down: so is this connection
+        finally:
+            writer.transport.abort()
+            self._connections.discard(writer)
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool = False
