@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tests.containment.thief import Forgery
 from tests.support.envoy import PATIENCE
+from tests.support.serving import serve_tcp
 
 
 def tls_context(forgery: Forgery, side: Literal["client", "server"], *alpn: str) -> ssl.SSLContext | None:
@@ -64,7 +65,7 @@ class Impostor:
 
     @asynccontextmanager
     async def serve(self, address: str, port: int) -> AsyncIterator[None]:
-        async with await asyncio.start_server(self._meet, address, port):
+        async with serve_tcp(self._meet, address, port):
             yield
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -16,6 +16,7 @@ from deploy.cli.survey import Silent
 from federation.admin import DrainOrder
 from tests.support.addresses import free_address
 from tests.support.fake_admin import FakeMember, fake_members, served
+from tests.support.serving import serve_tcp
 
 NOBODY = "http://127.105.1.1:15014"  # nothing listens there
 
@@ -200,11 +201,7 @@ async def test_a_control_plane_that_hangs_does_not_hold_up_the_look(members: dic
         writer.close()
 
     address = free_address()
-    async with served([members["east"]]) as urls:
-        server = await asyncio.start_server(hang, address, 15014)
-        try:
-            look = await mesh({**urls, "west": f"http://{address}:15014"}).look()
-        finally:
-            server.close()
+    async with served([members["east"]]) as urls, serve_tcp(hang, address, 15014):
+        look = await mesh({**urls, "west": f"http://{address}:15014"}).look()
     assert look.members.keys() == {"east"}
     assert "nothing came within 3 s" in look.silent[0].reason

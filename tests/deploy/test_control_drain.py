@@ -27,6 +27,7 @@ from tests.support.control import (
     start_proxy,
     until,
 )
+from tests.support.serving import serve_tcp
 from tests.support.trust import init_root
 from trust.spiffe import MeshDomain
 
@@ -59,12 +60,11 @@ async def an_app(name: str, address: str) -> AsyncIterator[None]:
     app.router.add_route("*", "/{tail:.*}", answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    server = await asyncio.start_server(echo, address, TCP_PORT)
     try:
         await web.TCPSite(runner, address, 8080).start()
-        yield
+        async with serve_tcp(echo, address, TCP_PORT):
+            yield
     finally:
-        server.close()
         await runner.cleanup()
 
 

@@ -11,6 +11,7 @@ import yaml
 from deploy.lab.addresses import Instance
 from deploy.lab.kubelet import Kubelet, answers
 from deploy.lab.plan import Cluster, Workload, read_plan
+from tests.support.serving import serve_tcp
 from tests.support.waiting import eventually
 
 ADDRESS = "127.106.3.60"
@@ -53,11 +54,8 @@ async def serving(answer: bytes) -> AsyncIterator[None]:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(speak, ADDRESS, 8080)
-    try:
+    async with serve_tcp(speak, ADDRESS, 8080):
         yield
-    finally:
-        server.close()
 
 
 class Done(Exception):

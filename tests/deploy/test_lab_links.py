@@ -10,6 +10,7 @@ import pytest
 
 from deploy.lab.links import Link, LinkState, Pair
 from federation.model import GatewayAddress
+from tests.support.serving import serve_tcp
 
 PATIENCE = 60.0  # seconds
 NEAR, FAR = GatewayAddress("127.106.1.3", 20020), GatewayAddress("127.106.2.20", 15443)
@@ -34,19 +35,17 @@ async def linked(delay: timedelta = timedelta()) -> AsyncIterator[Link]:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(echo, FAR.address, FAR.port, limit=2**25)
     link = Link([Pair(NEAR, FAR)], delay)
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(link.run())
-            await link.wait_listening()
-            async with asyncio.timeout(PATIENCE):
-                yield link
-            raise Done
-    except* Done:
-        pass
-    finally:
-        server.close()
+    async with serve_tcp(echo, FAR.address, FAR.port, limit=2**25):
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(link.run())
+                await link.wait_listening()
+                async with asyncio.timeout(PATIENCE):
+                    yield link
+                raise Done
+        except* Done:
+            pass
 
 
 async def call() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

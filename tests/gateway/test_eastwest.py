@@ -13,6 +13,7 @@ from federation.model import FEDERATION_PORT, GATEWAY_PORT, MESH_PORT
 from tests.support.connect_client import ask
 from tests.support.envoy import PATIENCE, Envoy, start_envoy
 from tests.support.identities import MeshIdentities, identity, tls_client
+from tests.support.serving import serve_tcp
 from tests.support.static_envoy import static_bootstrap
 from tests.support.two_clusters import DOMAIN, east_and_west
 from trust.spiffe import gateway_identity
@@ -35,7 +36,7 @@ async def saying(text: bytes, address: str, port: int) -> AsyncIterator[None]:
         writer.write(text)
         writer.close()
 
-    async with await asyncio.start_server(greet, address, port):
+    async with serve_tcp(greet, address, port):
         yield
 
 

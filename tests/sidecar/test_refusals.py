@@ -17,6 +17,7 @@ from tests.support.envoy import PATIENCE, start_envoy
 from tests.support.identities import MeshIdentities, identity, tls_client
 from tests.support.mesh_port import converse
 from tests.support.running_mesh import run_app
+from tests.support.serving import serve_tcp
 from tests.support.static_envoy import static_bootstrap
 from tests.support.two_clusters import DOMAIN, NEAR_STORE_USE, STORE_PORT, Member, east_and_west, key
 from trust.spiffe import ClusterName, Identity
@@ -45,7 +46,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
 
     async with (
         start_envoy(config, folder=tmp_path_factory.mktemp("server")) as envoy,
-        await asyncio.start_server(store, scope.address, STORE_PORT),
+        serve_tcp(store, scope.address, STORE_PORT),
         run_app("west/server-1", scope.address),
     ):
         await envoy.wait_live()
@@ -193,7 +194,7 @@ async def test_a_caller_speaks_only_to_who_is_expected(
     server = east.pod_scope("server-a").address
     async with (
         start_envoy(config, folder=tmp_path) as envoy,
-        await asyncio.start_server(store, server, MESH_PORT, ssl=context),
+        serve_tcp(store, server, MESH_PORT, ssl=context),
         asyncio.timeout(PATIENCE),
     ):
         await envoy.wait_live()

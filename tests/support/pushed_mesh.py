@@ -25,6 +25,7 @@ from federation.xds.resources import ResourceSet, TypeUrl
 from tests.support.envoy import PATIENCE, Envoy, start_envoy
 from tests.support.identities import MeshIdentities
 from tests.support.pushing import Pushing
+from tests.support.serving import serve_tcp
 from tests.support.two_clusters import (
     DOMAIN,
     FAR_STORE_USE,
@@ -312,7 +313,7 @@ async def _program(address: str) -> AsyncIterator[None]:
     await runner.setup()
     try:
         await web.TCPSite(runner, address, HTTP_PORT).start()
-        async with await asyncio.start_server(echo, address, STORE_PORT):
+        async with serve_tcp(echo, address, STORE_PORT):
             yield
     finally:
         await runner.cleanup()

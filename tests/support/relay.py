@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from tests.support.addresses import free_address
+from tests.support.serving import serve_tcp
 
 _CHUNK = 65536  # bytes
 
@@ -17,17 +18,17 @@ class Relay:
         self.brought = 0
         """Bytes that came from the target."""
         self._target = target
-        self._server: asyncio.Server | None = None
+        self._listening: AsyncExitStack | None = None
         self._connections: set[asyncio.StreamWriter] = set()
-        self._serving: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
         self._flows.set()
 
     async def open(self) -> None:
         """Accepts connections, and lets them flow."""
         self._flows.set()
-        if self._server is None:
-            self._server = await asyncio.start_server(self._accept, self.address, self.port)
+        if self._listening is None:
+            self._listening = AsyncExitStack()
+            await self._listening.enter_async_context(serve_tcp(self._serve, self.address, self.port))
 
     def lead_to(self, address: str) -> None:
         """Passes new connections on to another address, on the same port."""
@@ -35,15 +36,11 @@ class Relay:
 
     async def cut(self) -> None:
         """Resets all connections and refuses new ones."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
         self._flows.set()
         self.drop()
-        for task in tuple(self._serving):
-            task.cancel()
-        if self._serving:
-            await asyncio.wait(self._serving)
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            await listening.aclose()
 
     def drop(self) -> None:
         """Resets all connections; new ones are accepted."""
@@ -54,16 +51,8 @@ class Relay:
         """Accepts everything and passes nothing on: a black hole. `open` lets all of it arrive."""
         self._flows.clear()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._server is None:
-            writer.transport.abort()  # it was on its way when the relay was cut
-            return
-        self._connections.add(writer)
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
             self._connections.add(far_writer)
@@ -74,8 +63,6 @@ class Relay:
             finally:
                 far_writer.transport.abort()
                 self._connections.discard(far_writer)
-        except OSError:
-            pass  # the target is down: so is this connection
         finally:
             writer.transport.abort()
             self._connections.discard(writer)

@@ -15,6 +15,7 @@ from federation.model import OUTBOUND_PORT
 from federation.names import sidecar_node
 from tests.support.envoy import PATIENCE, Envoy, start_envoy
 from tests.support.identities import MeshIdentities
+from tests.support.serving import serve_tcp
 from tests.support.static_envoy import static_bootstrap
 from tests.support.two_clusters import CHAT_PORT, DOMAIN, GRPC_PORT, HTTP_PORT, STORE_PORT, Member, east_and_west
 from tests.system.programs.grpc_echo import Echo
@@ -163,7 +164,7 @@ async def run_programs(name: str, address: str) -> AsyncIterator[App]:
         async with (
             run_app(name, address) as app,
             serve(chat, address, CHAT_PORT),
-            await asyncio.start_server(store, address, STORE_PORT),
+            serve_tcp(store, address, STORE_PORT),
         ):
             yield app
     finally:
