@@ -30,8 +30,9 @@ check: venv ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check ## check and all tests
-	$(BIN)/pytest
+test: check ## check and all tests: four files at once, but those that break or load a whole mesh by themselves
+	$(BIN)/pytest --numprocesses 4 --dist loadfile --ignore tests/faults --ignore tests/system
+	$(BIN)/pytest tests/faults tests/system
 
 bench: venv ## 50 members with 1,000 exported services on this machine: what they cost, how fast they are (6 minutes)
 	$(BIN)/python -m tests.benchmarks simulation

@@ -1,6 +1,13 @@
-"""Settings of all tests: properties have no deadline of their own, since machines differ and are shared."""
+"""Settings of all tests."""
+
+import signal
 
 from hypothesis import settings
 
+# Properties have no deadline of their own, since machines differ and are shared.
 settings.register_profile("isthmus", deadline=None)
 settings.load_profile("isthmus")
+
+# A shell starts what runs in its background deaf to Ctrl-C, and so would be the programs under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
