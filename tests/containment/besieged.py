@@ -72,7 +72,7 @@ async def besieged(folder: Path, lures: int) -> AsyncIterator[Besieged]:
     root_key = load_key(key_file.read_bytes())
     authorities = {name: _authority(root.certificate, root_key, name, now=now) for name in (EAST, WEST, SOUTH)}
     server, client, gateway = free_address(), free_address(), free_address()
-    places = [f"127.108.{16 + number // 250}.{number % 250 + 1}" for number in range(lures)]
+    places = [free_address() for _ in range(lures)]
     async with AsyncExitStack() as stack:
         west = await stack.enter_async_context(
             start_control(folder / "west", "west", "--region", "us", "--gateways", gateway)

@@ -33,6 +33,7 @@ from tests.containment.besieged import (
 )
 from tests.containment.presenting import Impostor, converse, tls_context
 from tests.containment.thief import Aim, Forgery
+from tests.support.addresses import free_address
 from tests.support.envoy import PATIENCE, start_envoy
 from tests.support.waiting import eventually
 from trust.certificates import certificate_pem, key_pem
@@ -236,7 +237,7 @@ def doors_for_servers(besieged: Besieged, folder: Path) -> Iterator[Door]:
     )
 
     async def ads(forgeries: Sequence[Forgery]) -> Sequence[Seen]:
-        admin = "127.108.8.1"
+        admin = free_address()
         config = _only_control_planes(besieged, admin, len(forgeries))
         async with start_envoy(config, folder=folder, name=f"ads-{len(forgeries)}") as envoy:
             await envoy.wait_live()

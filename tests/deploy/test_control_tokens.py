@@ -1,7 +1,6 @@
 """Real proxies and their tokens: streams end at an age and with their token, and nothing is torn down for that."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ class GuardedWorld(World):
 
     def __init__(self, folder: Path, client: EtcdClient) -> None:
         super().__init__(folder)
-        self.address = f"127.103.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
         self.events: list[AuditEvent] = []
         self.admitted: list[str] = []
         self.tokens = Tokens(client, self.events.append)

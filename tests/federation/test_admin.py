@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from yarl import URL
 
 from federation.admin import admin_app
 from federation.reports import ErrorReport
+from tests.support.addresses import free_address
 
 TOKEN = "the-token-of-this-test"
 READS = ("status", "clusters", "services", "proxies", "member", "join-request", "tokens", "trust", "revocations")
@@ -45,7 +45,7 @@ class Backend:
 async def url() -> AsyncIterator[str]:
     runner = web.AppRunner(admin_app(Backend(), TOKEN))
     await runner.setup()
-    address = f"127.107.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+    address = free_address()
     site = web.TCPSite(runner, address, 0)
     await site.start()
     try:

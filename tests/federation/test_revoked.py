@@ -81,7 +81,7 @@ def test_whom_a_revocation_matches(subject: str, kind: str, text: str) -> None:
 
 
 def test_a_revoked_cluster_is_nowhere_in_the_view() -> None:
-    east, _ = east_and_west("127.104")
+    east, _ = east_and_west("10.1.1")
     before, after = seen(east, east.snapshot), seen(east, revoking(east, "west"))
     assert {placed.path for service in before.services for placed in service.endpoints} == set(Path)
     assert {placed.member for service in after.services for placed in service.endpoints} == {"east"}
@@ -91,7 +91,7 @@ def test_a_revoked_cluster_is_nowhere_in_the_view() -> None:
 
 @pytest.mark.parametrize("subject", ["isthmus-system/gateway@west", "isthmus-system/gateway"])
 def test_no_tunnel_leads_to_gateways_that_are_revoked(subject: str) -> None:
-    east, _ = east_and_west("127.104")
+    east, _ = east_and_west("10.1.1")
     view = seen(east, revoking(east, subject))
     assert view.peers == ()
     assert {placed.path for service in view.services for placed in service.endpoints} == {Path.DIRECT}
@@ -102,7 +102,7 @@ def test_no_tunnel_leads_to_gateways_that_are_revoked(subject: str) -> None:
     [("shop/server@west", {"east"}), ("shop/server@east", {"west"}), ("shop/server", set()), ("shop/client", None)],
 )
 def test_revoked_workloads_are_no_endpoints(subject: str, left: set[str] | None) -> None:
-    east, _ = east_and_west("127.104")
+    east, _ = east_and_west("10.1.1")
     view = seen(east, revoking(east, subject))
     [cart] = [service for service in view.services if service.host == far("cart")]
     assert {placed.member for placed in cart.endpoints} == ({"east", "west"} if left is None else left)
@@ -110,7 +110,7 @@ def test_revoked_workloads_are_no_endpoints(subject: str, left: set[str] | None)
 
 
 def test_what_is_offered_names_no_revoked_workload_and_keeps_its_name() -> None:
-    _, west = east_and_west("127.104")
+    _, west = east_and_west("10.1.1")
     revoked = Member(west.settings, revoking(west, "shop/server@west"))
     assert revoked.offers.keys() == west.offers.keys()
     assert {endpoint for offer in revoked.offers.values() for endpoint in offer.endpoints} == set()
@@ -119,7 +119,7 @@ def test_what_is_offered_names_no_revoked_workload_and_keeps_its_name() -> None:
 
 
 def test_every_other_member_may_open_tunnels_but_the_revoked() -> None:
-    _, west = east_and_west("127.104")
+    _, west = east_and_west("10.1.1")
     names = ("east", "north", "west")
     members = {
         ClusterName(name): MemberCluster(ClusterName(name), NetworkName(name), region="eu", gateways=())
@@ -131,7 +131,7 @@ def test_every_other_member_may_open_tunnels_but_the_revoked() -> None:
 
 @given(revocations, st.sampled_from(CLUSTERS))
 def test_an_epoch_begins_where_connections_must_be_cut(revoked: tuple[Revocation, ...], near: str) -> None:
-    _, west = east_and_west("127.104")
+    _, west = east_and_west("10.1.1")
     members = {
         ClusterName(name): MemberCluster(
             ClusterName(name), west.settings.network if name == near else NetworkName(name), region="eu", gateways=()

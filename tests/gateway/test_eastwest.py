@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from federation.model import FEDERATION_PORT, GATEWAY_PORT, MESH_PORT
+from tests.support.addresses import free_block
 from tests.support.connect_client import ask
 from tests.support.envoy import PATIENCE, Envoy, start_envoy
 from tests.support.identities import MeshIdentities, identity, tls_client
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 IDENTITIES = MeshIdentities(DOMAIN)
 CLIENT = identity("east", "client")
-GATEWAY, POD, OTHER_POD, CONTROL = "127.105.2.101", "127.105.2.1", "127.105.2.2", "127.105.2.201"
+BLOCK = free_block()
+GATEWAY, POD, OTHER_POD, CONTROL = (f"{BLOCK}.{number}" for number in (101, 21, 22, 201))
 SNI = "east.gateway.west.mesh.test"
 PAGE = "page.shop.svc.west.mesh.test"
 
@@ -43,9 +45,9 @@ async def saying(text: bytes, address: str, port: int) -> AsyncIterator[None]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Envoy]:
     """West's gateway, two of its pods, and one of its two control planes."""
-    _, west = east_and_west("127.105")
+    _, west = east_and_west(BLOCK)
     config = static_bootstrap(
-        west.gateway(GATEWAY, control=("127.105.2.202", CONTROL)),
+        west.gateway(GATEWAY, control=(f"{BLOCK}.202", CONTROL)),
         IDENTITIES.secrets(gateway_identity(west.settings.name)),
         node="west/gateway-1",
         address=GATEWAY,
@@ -85,13 +87,8 @@ async def test_a_member_reaches_an_exported_pod(gateway: Envoy, member: ssl.SSLC
 
 @pytest.mark.parametrize(
     "pod",
-    [
-        f"127.105.2.77:{MESH_PORT}",  # nobody
-        f"{POD}:8080",  # the app itself
-        f"{CONTROL}:{FEDERATION_PORT}",  # somebody else's port
-        "nonsense",
-        None,
-    ],
+    [f"{BLOCK}.77:{MESH_PORT}", f"{POD}:8080", f"{CONTROL}:{FEDERATION_PORT}", "nonsense", None],
+    ids=["nobody", "the app itself", "somebody else's port", "nonsense", "none"],
 )
 async def test_an_unknown_pod_is_refused_and_nobody_else_is_reached(
     gateway: Envoy, member: ssl.SSLContext, pod: str | None

@@ -1,12 +1,12 @@
 """A real Envoy follows its control plane to another root when the file that says whom to trust is replaced."""
 
 import json
-import secrets
 from pathlib import Path
 
 from deploy.lab.state import write_atomically
 from federation.model import Locality
 from federation.xds.bootstrap import bootstrap, token_file, trust_bundle_file
+from tests.support.addresses import free_address
 from tests.support.envoy import start_envoy
 from tests.support.identities import MeshIdentities
 from tests.support.pushing import ADS_PORT, Pushing
@@ -19,7 +19,7 @@ CONTROL = control_identity(ClusterName("east"))
 
 
 async def test_a_new_root_reaches_an_envoy_without_a_restart(tmp_path: Path) -> None:
-    address = f"127.104.{128 + secrets.randbelow(127)}.77"
+    address = free_address()
     pushing = Pushing(address)
     pushing.show({NODE: {}})
     before, after = MeshIdentities(DOMAIN), MeshIdentities(DOMAIN)

@@ -24,7 +24,7 @@ PROGRAMS = Path(__file__).parents[1] / "system" / "programs"
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["one", "two"], ids=["direct", "tunnel"])
 async def mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     """West on the network of east, where its pods are reached directly, and on another one behind its gateways."""
-    async with run_mesh("127.105", tmp_path_factory.mktemp("mesh"), west_network=request.param) as mesh:
+    async with run_mesh(tmp_path_factory.mktemp("mesh"), west_network=request.param) as mesh:
         yield mesh
 
 

@@ -21,7 +21,7 @@ WORKERS = 8
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
-    async with run_mesh("127.105", tmp_path_factory.mktemp("mesh")) as mesh:
+    async with run_mesh(tmp_path_factory.mktemp("mesh")) as mesh:
         yield mesh
 
 

@@ -31,7 +31,7 @@ from tests.support.static_envoy import as_values
 from tests.support.two_clusters import DOMAIN, SHOP, Member, east_and_west, key
 from trust.spiffe import ClusterName, Namespace, ServiceAccount
 
-BLOCK = "10.105"
+BLOCK = "10.1.1"
 
 
 def changed(before: ResourceSet, after: ResourceSet) -> set[tuple[TypeUrl, str]]:

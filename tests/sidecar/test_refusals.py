@@ -13,6 +13,7 @@ from cryptography import x509
 
 from federation.model import MESH_PORT
 from federation.names import service_sni
+from tests.support.addresses import free_block
 from tests.support.envoy import PATIENCE, start_envoy
 from tests.support.identities import MeshIdentities, identity, tls_client
 from tests.support.mesh_port import converse
@@ -31,7 +32,7 @@ CLIENT = identity("east", "client")
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Member, str]]:
     """One server of west, with its sidecar: its cluster and its address."""
-    _, west = east_and_west("127.105")
+    _, west = east_and_west(free_block())
     scope = west.pod_scope("server-1")
     config = static_bootstrap(
         west.sidecar("server-1"),
@@ -70,7 +71,7 @@ async def test_a_member_is_served(server: tuple[Member, str], tmp_path: Path) ->
 
 
 async def test_what_is_not_exported_is_for_its_own_cluster_alone(tmp_path: Path) -> None:
-    east, _ = east_and_west("127.105")
+    east, _ = east_and_west(free_block())
     scope = east.pod_scope("server-a")
     config = static_bootstrap(
         east.sidecar("server-a"), IDENTITIES.secrets(scope.identity), node="east/shop/server-a", address=scope.address
@@ -176,7 +177,7 @@ async def test_a_name_that_is_not_served_here_is_refused(
 async def test_a_caller_speaks_only_to_who_is_expected(
     tmp_path: Path, whose: Identity, signed_by: str, is_trusted: bool
 ) -> None:
-    east, _ = east_and_west("127.105")
+    east, _ = east_and_west(free_block())
     scope = east.pod_scope("client")
     config = static_bootstrap(
         east.sidecar("client"), IDENTITIES.secrets(scope.identity), node="east/shop/client", address=scope.address

@@ -193,14 +193,14 @@ def changed(before: ResourceSet, after: ResourceSet) -> set[TypeUrl]:
     ],
 )
 def test_listeners_change_only_where_connections_must_end(subject: str, sever: bool, is_severing: bool) -> None:
-    _, west = east_and_west("127.104")
+    _, west = east_and_west("10.1.1")
     before = revoking(west).sidecar("server-1")
     after = revoking(west, subject, sever=sever).sidecar("server-1")
     assert changed(before, after) == {TypeUrl.EXTENSION} | ({TypeUrl.LISTENER} if is_severing else set())
 
 
 def test_a_revoked_workload_of_the_own_cluster_is_told_nothing_and_named_to_nobody() -> None:
-    _, west = east_and_west("127.104")
+    _, west = east_and_west("10.1.1")
     compiler = Compiler(west.settings, ())
     scope = west.pod_scope("server-1")
     assert compiler(west.snapshot, scope)[TypeUrl.LISTENER]
@@ -211,7 +211,7 @@ def test_a_revoked_workload_of_the_own_cluster_is_told_nothing_and_named_to_nobo
 
 
 def test_the_compiler_follows_revocations() -> None:
-    _, west = east_and_west("127.104")
+    _, west = east_and_west("10.1.1")
     compiler = Compiler(west.settings, ())
     scope = west.pod_scope("server-1")
     for subjects in ((), ("near",), ("near", "far"), ()):

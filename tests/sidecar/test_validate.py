@@ -12,7 +12,7 @@ from tests.support.static_envoy import static_bootstrap
 from tests.support.two_clusters import DOMAIN, east_and_west
 from trust.spiffe import ClusterName, control_dns_name, control_identity, gateway_identity, spiffe_id
 
-BLOCK = "127.105"
+BLOCK = "10.1.1"
 
 
 async def test_the_bootstrap_is_valid(tmp_path: Path) -> None:
@@ -22,8 +22,8 @@ async def test_the_bootstrap_is_valid(tmp_path: Path) -> None:
     config = bootstrap(
         "east/shop/client",
         Locality("eu", "a"),
-        address=f"{BLOCK}.1.1",
-        control_addresses=[(f"{BLOCK}.1.201", ADS_PORT), (f"{BLOCK}.1.202", ADS_PORT)],
+        address=f"{BLOCK}.11",
+        control_addresses=[(f"{BLOCK}.201", ADS_PORT), (f"{BLOCK}.202", ADS_PORT)],
         control_dns_name=control_dns_name(ClusterName("east"), DOMAIN),
         control_spiffe_id=spiffe_id(control_identity(ClusterName("east")), DOMAIN),
         trust_bundle_path=str(trust),
@@ -52,5 +52,5 @@ async def test_a_sidecar_of_a_server_is_valid() -> None:
 async def test_a_gateway_is_valid() -> None:
     _, west = east_and_west(BLOCK)
     secrets = MeshIdentities(DOMAIN).secrets(gateway_identity(west.settings.name))
-    resources = west.gateway(f"{BLOCK}.2.101", control=(f"{BLOCK}.2.201",))
-    await validate(static_bootstrap(resources, secrets, node="west/gateway-1", address=f"{BLOCK}.2.101"))
+    resources = west.gateway(f"{BLOCK}.101", control=(f"{BLOCK}.201",))
+    await validate(static_bootstrap(resources, secrets, node="west/gateway-1", address=f"{BLOCK}.101"))

@@ -32,7 +32,7 @@ NO_POLICIES, NO_DRAINS = Replace(Section.POLICIES, {}), Replace(Section.DRAINS, 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ThreeClusters]:
-    async with run_three_clusters("127.102.40", tmp_path_factory.mktemp("mesh")) as mesh:
+    async with run_three_clusters(tmp_path_factory.mktemp("mesh")) as mesh:
         yield mesh
 
 

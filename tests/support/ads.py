@@ -4,7 +4,6 @@ Resources are as plain as Envoy takes them; what the product compiles is tested 
 """
 
 import asyncio
-import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -38,6 +37,7 @@ from federation.store import MeshStore
 from federation.xds.ads import MAX_AGE, Admitted, AdsServer, Issued, ProxyNode, ProxyStatus
 from federation.xds.resources import Resource, ResourceSet, TypeUrl, make_resource
 from federation.xds.server import SERVER_OPTIONS, Unauthenticated
+from tests.support.addresses import free_address
 from tests.support.envoy import Envoy, start_envoy
 from tests.support.waiting import eventually
 from trust.bundle import TrustBundle
@@ -47,7 +47,6 @@ TOKEN = "open sesame"
 ADS_PORT = 15012
 ADS: dict[str, Any] = {"ads": {}, "resource_api_version": "V3"}
 _NETWORK_FILTERS = "type.googleapis.com/envoy.extensions.filters.network"
-_slots = itertools.count(1)
 
 
 def resource(name: str, message: Message, content: Mapping[str, Any]) -> Resource:
@@ -140,7 +139,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.address = f"127.104.{next(_slots)}.1"
+        self.address = free_address()
         self.store = MeshStore(frozenset())
         self.resources: ResourceSet = {}
         self.secrets_of_proxy: Mapping[str, Resource] = {}

@@ -1,7 +1,6 @@
 """Control planes as far as federation goes, several in one process: real etcd, real TLS, a network that can be cut."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -40,6 +39,7 @@ from federation.peering.silences import Silences
 from federation.snapshot import Change, Section, Snapshot
 from federation.store import MeshStore
 from federation.xds.server import SERVER_OPTIONS
+from tests.support.addresses import free_address
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.relay import Relay, start_relay
 from tests.support.trust_keepers import KeeperUnderTest
@@ -213,7 +213,7 @@ async def start_cluster(
 ) -> AsyncIterator[ClusterUnderTest]:
     """Starts all of a cluster but its control plane. The gateway is a relay to where the control plane will be."""
     (folder / issuer.cluster).mkdir()
-    address = f"127.107.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+    address = free_address()
     async with (
         start_etcd(folder / issuer.cluster, arguments=etcd_arguments) as etcd,
         start_relay((address, FEDERATION_PORT), port=GATEWAY_PORT) as relay,

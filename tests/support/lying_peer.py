@@ -1,6 +1,5 @@
 """A control plane of west that says whatever it is told to say, over real TLS."""
 
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 
@@ -14,6 +13,7 @@ from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE, REFU
 from federation.xds.protocol import DeltaStream, Order
 from federation.xds.resources import Resource, ResourceSet, TypeUrl, make_resource
 from federation.xds.server import ServicerContext, delta_handler, read_first, serve_stream
+from tests.support.addresses import free_address
 from tests.support.federation import serve
 from tests.support.trust import WEST
 from trust.issuance import Issuer, X509Svid
@@ -70,7 +70,7 @@ def resources(bodies: Mapping[str, bytes]) -> Mapping[str, Resource]:
 
 async def start_liar(stack: AsyncExitStack, issuer: Issuer, svid: X509Svid) -> tuple[LyingPeer, MemberCluster]:
     """Serves lies with the certificate `svid`, and returns what a newcomer would be told of west."""
-    address = f"127.105.{secrets.randbelow(256)}.{secrets.randbelow(254) + 1}"
+    address = free_address()
     liar = LyingPeer()
     await stack.enter_async_context(serve((address, FEDERATION_PORT), liar.handler, svid, issuer=issuer))
     return liar, MemberCluster(WEST, NetworkName("west"), "us", (GatewayAddress(address, FEDERATION_PORT),))

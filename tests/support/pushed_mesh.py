@@ -5,7 +5,6 @@ told by delta ADS, as the product compiles it.
 """
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,6 +21,7 @@ from federation.names import gateway_node, sidecar_node
 from federation.peering.exports import own_member
 from federation.snapshot import Replace, Section
 from federation.xds.resources import ResourceSet, TypeUrl
+from tests.support.addresses import free_block
 from tests.support.envoy import PATIENCE, Envoy, start_envoy
 from tests.support.identities import MeshIdentities
 from tests.support.pushing import Pushing
@@ -249,7 +249,7 @@ async def run_pushed_mesh(
 
     All of them serve when it yields; but `without_rules` nobody is told who may come in, and only told is what else is.
     """
-    block = f"127.104.{128 + secrets.randbelow(127)}"  # runs side by side do not meet
+    block = free_block()
     gateways = [GatewayAddress(f"{block}.22")]
     serving = server("server-1", f"{block}.21", region="us", zone="a")
     west = member("west", [serving], network=network("west"), exports=("cart", "store"), gateways=gateways)

@@ -13,6 +13,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from federation.model import OUTBOUND_PORT
 from federation.names import sidecar_node
+from tests.support.addresses import free_block
 from tests.support.envoy import PATIENCE, Envoy, start_envoy
 from tests.support.identities import MeshIdentities
 from tests.support.serving import serve_tcp
@@ -70,8 +71,9 @@ class Mesh(msgspec.Struct):
 
 
 @asynccontextmanager
-async def run_mesh(block: str, folder: Path, *, west_network: str = "two") -> AsyncIterator[Mesh]:
-    """Runs both clusters on addresses `<block>.1.x` and `<block>.2.x`; all of them serve when it yields."""
+async def run_mesh(folder: Path, *, west_network: str = "two") -> AsyncIterator[Mesh]:
+    """Runs both clusters; all of them serve when it yields."""
+    block = free_block()
     east, west = east_and_west(block, west_network=west_network)
     identities = MeshIdentities(DOMAIN)
     async with AsyncExitStack() as stack:
@@ -94,7 +96,7 @@ async def run_mesh(block: str, folder: Path, *, west_network: str = "two") -> As
         gateways = []
         for gateway in west.settings.gateways:
             config = static_bootstrap(
-                west.gateway(gateway.address, control=(f"{block}.2.201", f"{block}.2.202")),
+                west.gateway(gateway.address, control=(f"{block}.201", f"{block}.202")),
                 identities.secrets(gateway_identity(west.settings.name)),
                 node=f"west/gateway-{gateway.address}",
                 address=gateway.address,

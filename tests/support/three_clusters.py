@@ -14,6 +14,7 @@ from federation.names import sidecar_node
 from federation.peering.exports import own_member
 from federation.snapshot import Change, Replace, Section
 from federation.xds.resources import ResourceSet, TypeUrl
+from tests.support.addresses import free_block
 from tests.support.envoy import Envoy, start_envoy
 from tests.support.identities import MeshIdentities
 from tests.support.pushing import Pushing
@@ -83,8 +84,9 @@ class ThreeClusters:
 
 
 @asynccontextmanager
-async def run_three_clusters(block: str, folder: Path) -> AsyncIterator[ThreeClusters]:
-    """Runs the mesh on addresses `<block>.x`; the client's sidecar serves when it yields."""
+async def run_three_clusters(folder: Path) -> AsyncIterator[ThreeClusters]:
+    """Runs the mesh; the client's sidecar serves when it yields."""
+    block = free_block()
     uses = (TcpUse(far("store"), STORE_PORT, FAR_STORE_USE),)
     client = Pod(PodKey(SHOP, "client"), f"{block}.1", ServiceAccount("client"), Locality("eu", "a"), uses=uses)
     east = member(

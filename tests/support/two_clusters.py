@@ -167,10 +167,10 @@ def introduce(listener: Member, speaker: Member) -> Member:
 
 
 def east_and_west(block: str, *, west_network: str = "two") -> tuple[Member, Member]:
-    """Returns both clusters on addresses `<block>.1.x` and `<block>.2.x`; each knows the other, and east its offers."""
+    """Returns both clusters on addresses `<block>.x`; each knows the other, and east its offers."""
     client = Pod(
         PodKey(SHOP, "client"),
-        f"{block}.1.1",
+        f"{block}.11",
         ServiceAccount("client"),
         Locality("eu", "a"),
         uses=(TcpUse("store", STORE_PORT, NEAR_STORE_USE), TcpUse(far("store"), STORE_PORT, FAR_STORE_USE)),
@@ -179,18 +179,18 @@ def east_and_west(block: str, *, west_network: str = "two") -> tuple[Member, Mem
         "east",
         [
             client,
-            server("server-a", f"{block}.1.2", region="eu", zone="a"),
-            server("server-b", f"{block}.1.3", region="eu", zone="b"),
+            server("server-a", f"{block}.12", region="eu", zone="a"),
+            server("server-b", f"{block}.13", region="eu", zone="b"),
         ],
         network="one",
         exports=("cart",),
     )
     west = member(
         "west",
-        [server(f"server-{n}", f"{block}.2.{n}", region="us", zone="a") for n in (1, 2, 3)],
+        [server(f"server-{n}", f"{block}.2{n}", region="us", zone="a") for n in (1, 2, 3)],
         network=west_network,
         exports=("cart", "page", "greeter", "chat", "store"),
-        gateways=[GatewayAddress(f"{block}.2.101"), GatewayAddress(f"{block}.2.102")],
+        gateways=[GatewayAddress(f"{block}.101"), GatewayAddress(f"{block}.102")],
     )
     known = Replace(Section.MEMBERS, {east.settings.name: own_member(east.settings)})
     return introduce(east, west), Member(west.settings, picture.apply(west.snapshot, [known]))
