@@ -32,6 +32,12 @@ class Drains:
         self.members = frozenset(cluster for cluster, _ in in_force)
         """The members that are drained, wholly or of a service."""
 
+    def of_member(self, member: ClusterName) -> frozenset[Drain]:
+        """Returns the drains of a member and of its services: all that the weights of its services follow from."""
+        if member not in self.members:
+            return frozenset()
+        return frozenset(drain for (cluster, _), drain in self.in_force.items() if cluster == member)
+
     def drain_of(self, member: ClusterName, key: ServiceKey) -> Drain | None:
         """Returns the strictest drain of a member's service; None when there is none."""
         if member not in self.members:

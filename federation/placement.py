@@ -38,7 +38,7 @@ _NOTHING: Mapping[ClusterName, int] = MappingProxyType({})
 _NOT_SILENT: Mapping[ClusterName, timedelta] = MappingProxyType({})
 
 
-class PlacedEndpoint(msgspec.Struct, frozen=True):
+class PlacedEndpoint(msgspec.Struct, frozen=True, cache_hash=True):
     """An endpoint as seen from here. `priority` counts from 0, the nearest, without gaps within its service.
 
     Of one priority, endpoints are called in proportion to `weight`, which is 1 or more. What `is_draining` gets no new

@@ -5,7 +5,7 @@ each endpoint stands (`placement`). `isthmus simulate` and `isthmus explain` are
 proxies are configured by.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ _NO_POLICY = ServicePolicy()
 _REMEMBERED = 16  # pictures: proxies of different audiences may wake at different ones
 
 
-class ResolvedService(msgspec.Struct, frozen=True):
+class ResolvedService(msgspec.Struct, frozen=True, cache_hash=True):
     """Ports of a service under one host name, and the endpoints that serve all of them, sorted by priority.
 
     Members may offer different ports under one mesh-wide name: then a host comes several times, with other ports.
@@ -78,21 +78,19 @@ class InboundPort(msgspec.Struct, frozen=True, order=True):
     is_exported: bool
 
 
-class _Place(msgspec.Struct, frozen=True):
-    """What one service key stands for: its names, and the members whose gateways lead to it."""
-
-    services: tuple[ResolvedService, ...]
-    tunnels: tuple[ClusterName, ...]
+_Standings = Mapping[ClusterName, tuple[object, ...]]
+"""By member, all that the placing of whatever it offers depends on beside the offer itself."""
 
 
 class _Made(NamedTuple):
-    """A view of a picture, the services it was made of, and what all of them depend on."""
+    """A view of a picture; `turn` is that of its last use. `tunnels` are the members whose gateways lead to a service,
+    `standings` what else the view was made of."""
 
     snapshot: Snapshot
     turn: int
     view: MeshView
-    places: Mapping[ServiceKey, _Place]
-    depends: tuple[object, ...]
+    tunnels: Mapping[ServiceKey, tuple[ClusterName, ...]]
+    standings: _Standings
 
 
 def resolve(snapshot: Snapshot, settings: ClusterSettings, audience: Audience) -> MeshView:
@@ -105,7 +103,8 @@ def resolve(snapshot: Snapshot, settings: ClusterSettings, audience: Audience) -
 
 
 class Views:
-    """What `resolve` returns, made from what it returned for an earlier picture: only services that changed are placed.
+    """What `resolve` returns, made from what it returned for an earlier picture: only services that changed are placed,
+    and those of members that are seen otherwise. So a member that comes costs what it offers, however many there are.
 
     Used from one event loop. Audiences of which the last pictures were not asked for are forgotten.
     """
@@ -138,31 +137,47 @@ class Views:
     def _make(self, audience: Audience, before: "_Made | None") -> "_Made":
         snapshot = self._snapshot
         offers, drains = Offers(snapshot, self._settings, audience.network), Drains(snapshot, self._settings)
-        depends = (offers.reached, snapshot.revoked, snapshot.silences, drains.in_force)
-        places: dict[ServiceKey, _Place] = {}
-        exporters: Mapping[ServiceKey, Sequence[Offer]]
-        if before is not None and before.depends == depends:
-            changed = self._changed_since(before.snapshot)
-            places.update((key, place) for key, place in before.places.items() if key not in changed)
-            exporters = {key: offers.of(key) for key in changed}
+        standings = self._standings(offers, drains)
+        services: list[ResolvedService] = []
+        tunnels: dict[ServiceKey, tuple[ClusterName, ...]] = {}
+        if before is not None and before.snapshot.revoked == snapshot.revoked:
+            changed = self._changed_since(before.snapshot) | self._offered_by(_moved(before.standings, standings))
+            if not changed:
+                return before._replace(snapshot=snapshot, turn=self._turn, standings=standings)
+            services += (service for service in before.view.services if service.key not in changed)
+            tunnels.update((key, to) for key, to in before.tunnels.items() if key not in changed)
+            # To ask all members about a few services is cheaper than to look at all offers; about many, dearer.
+            are_many = len(changed) * len(offers.reached) > len(snapshot.imports)
+            exporters = offers.all() if are_many else {key: offers.of(key) for key in changed}
         else:
             exporters = offers.all()
-        for key in exporters.keys() | (snapshot.services.keys() - places.keys()):
+            changed = frozenset(exporters.keys() | snapshot.services.keys())
+        for key in changed:
             exporting = exporters.get(key, ())
-            services = [_local(offers.local(key), key, audience)] if key in snapshot.services else []
+            if key in snapshot.services:
+                services.append(_local(offers.local(key), key, audience))
             services.extend(_mesh_wide(snapshot, key, exporting, audience, drains=drains))
-            tunnels = tuple(offer.cluster for offer in exporting if offer.reach.path is Path.TUNNEL)
-            if services or tunnels:
-                places[key] = _Place(tuple(services), tunnels)
-        found = (service for place in places.values() for service in place.services)
-        tunnels_to = {name for place in places.values() for name in place.tunnels}
+            if through := tuple(offer.cluster for offer in exporting if offer.reach.path is Path.TUNNEL):
+                tunnels[key] = through
+        peers = sorted(set[ClusterName]().union(*tunnels.values()))
         view = MeshView(
             domain=self._settings.domain,
             audience=audience,
-            services=tuple(sorted(found, key=lambda service: (service.host, service.ports))),
-            peers=tuple(ResolvedPeer(name, offers.reached[name].gateways) for name in sorted(tunnels_to)),
+            services=tuple(sorted(services, key=lambda service: (service.host, service.ports))),
+            peers=tuple(ResolvedPeer(name, offers.reached[name].gateways) for name in peers),
         )
-        return _Made(snapshot, self._turn, view, places, depends)
+        return _Made(snapshot, self._turn, view, tunnels, standings)
+
+    def _standings(self, offers: Offers, drains: Drains) -> _Standings:
+        names, silences = (self._settings.name, *offers.reached), self._snapshot.silences
+        return {name: (offers.reached.get(name), silences.get(name), drains.of_member(name)) for name in names}
+
+    def _offered_by(self, members: Collection[ClusterName]) -> frozenset[ServiceKey]:
+        """Returns the services that any of these members offers: of one that has just come, none."""
+        if not members:
+            return frozenset()
+        own = self._snapshot.exports.keys() if self._settings.name in members else ()
+        return frozenset(own).union(key for cluster, key in self._snapshot.imports if cluster in members)
 
 
 def inbound_ports(snapshot: Snapshot, pod: Pod) -> tuple[InboundPort, ...]:
@@ -176,6 +191,10 @@ def inbound_ports(snapshot: Snapshot, pod: Pod) -> tuple[InboundPort, ...]:
                     is_exported = service.key in snapshot.exports
                     found.append(InboundPort(service.key, port.number, port.protocol, target, is_exported))
     return tuple(sorted(found))
+
+
+def _moved(before: _Standings, after: _Standings) -> frozenset[ClusterName]:
+    return frozenset(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
 def _changed(before: Snapshot, after: Snapshot) -> frozenset[ServiceKey]:
