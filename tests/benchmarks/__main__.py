@@ -27,8 +27,11 @@ def main() -> None:
 @click.option("--members", default=50, show_default=True)
 @click.option("--services", default=20, show_default=True, help="Exported by each member.")
 @click.option("--endpoints", default=5, show_default=True, help="Of each service.")
-@click.option("--rate", "rates", multiple=True, type=float, default=(10.0, 50.0), show_default=True)
-@click.option("--seconds", default=15.0, show_default=True, help="Of each rate.")
+@click.option("--changes", default=60, show_default=True, help="Made one after another.")
+@click.option("--rate", "rates", multiple=True, type=float, default=(0.5, 1.0, 2.0, 5.0), show_default=True)
+@click.option(
+    "--seconds", default=15.0, show_default=True, help="Of each rate; longer until some 30 changes were made."
+)
 @click.option("--stale-after", default=60.0, show_default=True, help="Seconds; members beat four times as often.")
 @click.option("-o", "--output", type=_FORMAT, default="table", show_default=True)
 @click.option("--save", type=click.Path(path_type=Path), help="Write the JSON to a file, too.")
@@ -36,6 +39,7 @@ def simulation(
     members: int,
     services: int,
     endpoints: int,
+    changes: int,
     rates: tuple[float, ...],
     seconds: float,
     stale_after: float,
@@ -47,6 +51,7 @@ def simulation(
         members=members,
         services=services,
         endpoints=endpoints,
+        quiet_changes=changes,
         rates=rates,
         churn_seconds=seconds,
         stale_after=stale_after,

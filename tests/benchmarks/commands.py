@@ -20,6 +20,12 @@ class Introduce(msgspec.Struct, frozen=True, tag=True):
     to: MemberCluster
 
 
+class AddSidecar(msgspec.Struct, frozen=True, tag=True):
+    """Give a member a sidecar, for as long as it lives."""
+
+    index: int
+
+
 class AwaitWhole(msgspec.Struct, frozen=True, tag=True):
     """Wait until every member here knows and hears so many members, with so many services of theirs in all."""
 
@@ -28,11 +34,31 @@ class AwaitWhole(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
+class ChangeOne(msgspec.Struct, frozen=True, tag=True):
+    """Let one endpoint of a member come or go; answered at once, with the moment of the change."""
+
+    index: int
+
+
+class AwaitTaken(msgspec.Struct, frozen=True, tag=True):
+    """Wait until all members here but its origin have a change in their pictures, and their sidecars acknowledged it.
+
+    Answered with how long that took, and as a failure when some picture lacks it for too long. A sidecar that says
+    nothing for so long is left out of the answer.
+    """
+
+    origin: int
+    change: float
+    seconds: float
+
+
 class Churn(msgspec.Struct, frozen=True, tag=True):
-    """Let endpoints of the members here come and go, so many each second in all; answered when it is over."""
+    """Let endpoints of the members here come and go at random moments, on average so many each second in all; answered
+    when it is over."""
 
     rate: float
     seconds: float
+    seed: int
 
 
 class Measure(msgspec.Struct, frozen=True, tag=True):
@@ -47,7 +73,7 @@ class Digest(msgspec.Struct, frozen=True, tag=True):
     """Say what every member's picture holds."""
 
 
-Command = Start | Introduce | AwaitWhole | Churn | Measure | Converged | Digest
+Command = Start | Introduce | AddSidecar | AwaitWhole | ChangeOne | AwaitTaken | Churn | Measure | Converged | Digest
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
@@ -72,7 +98,7 @@ class Usage(msgspec.Struct, frozen=True, tag=True):
 
 class Took(msgspec.Struct, frozen=True, tag=True):
     """Seconds that changes took. `picture` are (change, until it was in a member's picture); a change is known by the
-    moment when its origin saw it. `sidecar` is until a sidecar acknowledged it."""
+    moment when its origin saw it, in seconds since the epoch. `sidecar` is until a sidecar acknowledged it."""
 
     picture: tuple[tuple[float, float], ...]
     sidecar: tuple[float, ...]

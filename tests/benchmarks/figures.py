@@ -71,11 +71,44 @@ class Join(msgspec.Struct, frozen=True):
     newcomer_rss_before: float
 
 
+class OneByOne(msgspec.Struct, frozen=True):
+    """One endpoint came or went at a time, in a random member; the next when all others and their sidecars had it.
+
+    `first`, `median` and `last` are from the origin to the pictures of the others; `sidecar` to the ACK of one sidecar.
+    `per_change` is what all members together used, beyond idling; `receiver` one that only received, `sender` one that
+    made all of the changes, while they were made: each has a process to itself. `load` is the machine's, in cores.
+    """
+
+    changes: int
+    first: Quantiles
+    median: Quantiles
+    last: Quantiles
+    sidecar: Quantiles
+    per_change: Counted
+    receiver: Counted
+    sender: Counted
+    cores: int
+    load: float
+
+    @property
+    def floor(self) -> float:
+        """The least time, in seconds, in which the cores of this machine could do what a change needs everywhere."""
+        return (self.per_change.cpu + self.per_change.etcd_cpu) / self.cores
+
+    @property
+    def apart(self) -> float:
+        """CPU of one sender and one receiver with their etcds, in seconds: all that members with machines of their own
+        could wait for, were nothing done at the same time, and no network between them."""
+        return sum(one.cpu + one.etcd_cpu for one in (self.sender, self.receiver))
+
+
 class Churned(msgspec.Struct, frozen=True):
     """Endpoints came and went. `per_change` is what all members together used for one change, beyond idling.
 
     `picture` is from the origin to one other member's picture, `everywhere` to the last one's; `sidecar` to the ACK of
-    a sidecar of one member.
+    a sidecar of one member. `reached` is how many pictures of others a change came into, on average: of several changes
+    of one service some are only passed over. `cpu_busy` are cores that the members kept busy while changes were made,
+    `load` all that ran on the machine.
     """
 
     rate: float
@@ -84,7 +117,9 @@ class Churned(msgspec.Struct, frozen=True):
     picture: Quantiles
     everywhere: Quantiles
     sidecar: Quantiles
+    reached: float
     cpu_busy: float
+    load: float
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -96,6 +131,7 @@ class Figures(msgspec.Struct, frozen=True):
     endpoints: int
     idle: tuple[Idle, ...]
     joins: tuple[Join, ...]
+    one_by_one: OneByOne
     churn: tuple[Churned, ...]
     is_consistent: bool
     took: float
@@ -125,13 +161,13 @@ def quantiles(spans: Iterable[float]) -> Quantiles:
     return Quantiles(len(found), found[len(found) // 2], found[min(len(found) - 1, len(found) * 99 // 100)], found[-1])
 
 
-def everywhere(took: Iterable[Took]) -> list[float]:
-    """Returns how long each change took until it was in the last picture."""
-    last: dict[float, float] = {}
+def by_change(took: Iterable[Took]) -> list[list[float]]:
+    """Returns how long each change took until it was in the pictures, from the first one's to the last one's."""
+    spans: dict[float, list[float]] = {}
     for one in took:
         for change, span in one.picture:
-            last[change] = max(span, last.get(change, 0.0))
-    return list(last.values())
+            spans.setdefault(change, []).append(span)
+    return [sorted(found) for found in spans.values()]
 
 
 def is_consistent(held: Mapping[str, Mapping[str, str]]) -> bool:
@@ -141,7 +177,7 @@ def is_consistent(held: Mapping[str, Mapping[str, str]]) -> bool:
 
 def tables(figures: Figures) -> list[Table]:
     """Returns the figures for people."""
-    return [_idle_table(figures), _join_table(figures), _churn_table(figures)]
+    return [_idle_table(figures), _join_table(figures), _one_by_one_table(figures), _churn_table(figures)]
 
 
 def _idle_table(figures: Figures) -> Table:
@@ -187,12 +223,42 @@ def _join_table(figures: Figures) -> Table:
     return table
 
 
+def _one_by_one_table(figures: Figures) -> Table:
+    one = figures.one_by_one
+    table = Table(title=f"One endpoint after another comes or goes, {one.changes} in all", title_justify="left")
+    for column in ("", "p50", "p99", "most"):
+        table.add_column(column, justify="right")
+    rows = (
+        ("in the first picture of another member", one.first),
+        ("in the median picture", one.median),
+        ("in the last picture", one.last),
+        (f"acknowledged by a sidecar ({one.sidecar.count})", one.sidecar),
+    )
+    for name, of in rows:
+        table.add_row(name, *(f"{span * 1000:.0f} ms" for span in (of.p50, of.p99, of.most)))
+    spent = (
+        ("CPU a change: all control planes", one.per_change.cpu),
+        ("... all etcds", one.per_change.etcd_cpu),
+        (f"... so {one.cores} cores need at least", one.floor),
+        ("... sender: control plane", one.sender.cpu),
+        ("... sender: etcd", one.sender.etcd_cpu),
+        ("... receiver: control plane", one.receiver.cpu),
+        ("... receiver: etcd", one.receiver.etcd_cpu),
+        ("... a sender and a receiver", one.apart),
+    )
+    for name, seconds in spent:
+        table.add_row(name, f"{seconds * 1000:.1f} ms", "", "")
+    table.add_row("cores busy on this machine", f"{one.load:.2f}", "", "")
+    return table
+
+
 def _churn_table(figures: Figures) -> Table:
     table = Table(title="Endpoints come and go", title_justify="left")
     for column in ("", *(f"{churned.rate:g}/s" for churned in figures.churn)):
         table.add_column(column, justify="right")
     rows = (
         ("changes", lambda one: str(one.changes)),
+        ("pictures reached by each", lambda one: f"{one.reached:.1f}"),
         ("to a member's picture p50/p99", lambda one: _span(one.picture)),
         ("to the last member's p50/p99", lambda one: _span(one.everywhere)),
         ("to a sidecar's ACK p50/p99", lambda one: _span(one.sidecar)),
@@ -201,7 +267,8 @@ def _churn_table(figures: Figures) -> Table:
         ("CPU etcd a change and member", lambda one: f"{one.per_change.etcd_cpu * 1000 / figures.members:.2f} ms"),
         ("bytes a change, all", lambda one: _size(one.per_change.bytes)),
         ("etcd puts a change, all", lambda one: f"{one.per_change.puts:.1f}"),
-        ("cores busy in all", lambda one: f"{one.cpu_busy:.2f}"),
+        ("cores busy for it", lambda one: f"{one.cpu_busy:.2f}"),
+        ("cores busy on this machine", lambda one: f"{one.load:.2f}"),
     )
     for name, text in rows:
         table.add_row(name, *(text(one) for one in figures.churn))

@@ -16,7 +16,8 @@ from cryptography.x509 import load_pem_x509_certificate
 from federation.etcd import EtcdClient
 from federation.model import FEDERATION_PORT, Liveness
 from federation.peering import exports
-from federation.snapshot import Snapshot
+from federation.peering.news import News
+from federation.snapshot import Snapshot, differing
 from tests.benchmarks.plan import Plan, Spec, churn, name_of, objects_of, settings_of
 from tests.benchmarks.sidecar import SimulatedSidecar
 from tests.support.federation import ControlUnderTest, serve
@@ -32,10 +33,12 @@ _PATIENCE = timedelta(seconds=30)
 class SimulatedMember:
     """A control plane on an etcd of its own. `took` are (change, seconds until it was in this picture)."""
 
-    def __init__(self, plan: Plan, spec: Spec, control: ControlUnderTest, sidecar: SimulatedSidecar | None) -> None:
+    def __init__(self, plan: Plan, spec: Spec, control: ControlUnderTest) -> None:
         self.control = control
-        self.sidecar = sidecar
+        self.sidecar: SimulatedSidecar | None = None
         self.took: list[tuple[float, float]] = []
+        self._news = News()
+        self._wants_sidecar = asyncio.Event()
         self._churn = churn(plan, spec.index)
 
     async def watch(self) -> None:
@@ -43,15 +46,34 @@ class SimulatedMember:
         store = self.control.store
         snapshot = await store.wait_ready()
         while True:
-            seen = snapshot.revision
-            snapshot = await store.wait_newer(seen)
-            match store.changed_since(seen):
-                case (moment, True):
-                    self.took.append((moment.timestamp(), (datetime.now(UTC) - moment).total_seconds()))
+            before, snapshot = snapshot, await store.wait_newer(snapshot.revision)
+            now = time.time()
+            for key in differing(before.imports, snapshot.imports):
+                if key in snapshot.imports:
+                    moment = snapshot.imports[key].changed_at.timestamp()
+                    self.took.append((moment, now - moment))
+            self._news.tell()
 
-    def change(self) -> None:
-        """Lets one endpoint go, or come back."""
-        self.control.store.apply([next(self._churn)])
+    async def run_sidecar(self, folder: Path) -> None:
+        """Runs a sidecar, for ever, once it is asked for."""
+        await self._wants_sidecar.wait()
+        self.sidecar = SimulatedSidecar(self.control.settings, self.control.store, folder)
+        await self.sidecar.run()
+
+    def add_sidecar(self) -> None:
+        """Asks for a sidecar."""
+        self._wants_sidecar.set()
+
+    def change(self) -> float:
+        """Lets one endpoint go, or come back, and returns the moment, in seconds since the epoch."""
+        at = datetime.now(UTC)
+        self.control.store.apply([next(self._churn)], at=at)
+        return at.timestamp()
+
+    async def await_taken(self, change: float) -> None:
+        """Returns once a remote change has been in the picture."""
+        while all(moment != change for moment, _ in self.took):
+            await self._news.wait_newer(self._news.count)
 
     async def await_whole(self, members: int, imports: int) -> float:
         """Returns when (seconds since the epoch) the picture held, and heard, so many others, and all they export."""
@@ -95,12 +117,9 @@ async def run_member(plan: Plan, spec: Spec, folder: Path) -> AsyncIterator[Simu
         await stack.enter_async_context(
             serve((spec.address, FEDERATION_PORT), control.offer.handler, control.keeper.svid(), issuer=issuer)
         )
-        sidecar = SimulatedSidecar(settings, control.store, folder) if spec.has_sidecar else None
-        member = SimulatedMember(plan, spec, control, sidecar)
+        member = SimulatedMember(plan, spec, control)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        running = [tasks.create_task(control.run()), tasks.create_task(member.watch())]
-        if sidecar is not None:
-            running.append(tasks.create_task(sidecar.run()))
+        running = [tasks.create_task(part) for part in (control.run(), member.watch(), member.run_sidecar(folder))]
         await control.offer.wait_ready()
         try:
             yield member

@@ -34,7 +34,9 @@ _SHARING = 5  # members that export a shared service
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The size of a simulation. `rates` are endpoints that come or go each second, in all members together.
+    """The size of a simulation. `quiet_changes` are made one after another, each when the one before has come to all;
+    `sender_changes` more by one member that has a process to itself. `rates` are endpoints that come or go each second,
+    in all members together: for `churn_seconds`, or until some `churn_changes` were made. `sidecars` are in all.
 
     `stale_after` is patient by default: fifty control planes on a few cores stand in each other's way as clusters do
     not. Lateness is to be measured, not punished. Members beat every quarter of it.
@@ -44,8 +46,13 @@ class Plan(msgspec.Struct, frozen=True):
     members: int = 50
     services: int = 20
     endpoints: int = 5
-    rates: tuple[float, ...] = (10.0, 50.0)
+    quiet_changes: int = 60
+    sender_changes: int = 20
+    quiet_pause: float = 0.5
+    sidecars: int = 4
+    rates: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0)
     churn_seconds: float = 15.0
+    churn_changes: int = 30
     idle_seconds: float = 15.0
     join_seconds: float = 15.0
     settle_seconds: float = 5.0
@@ -63,7 +70,6 @@ class Spec(msgspec.Struct, frozen=True):
     certificate: str
     root: str
     documents: tuple[str, ...]
-    has_sidecar: bool = False
 
 
 def name_of(index: int) -> ClusterName:

@@ -10,6 +10,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 
 from deploy.control.proxies import Compiler
 from federation.model import Audience, ClusterSettings, Locality, PodKey, ProxyRole, ProxyScope
+from federation.peering.news import News
 from federation.proxy_trust import ProxyTrust
 from federation.snapshot import Snapshot
 from federation.store import MeshStore
@@ -27,6 +28,7 @@ class SimulatedSidecar:
 
     def __init__(self, settings: ClusterSettings, store: MeshStore, folder: Path) -> None:
         self.took: list[float] = []
+        self._acks = News()
         self._settings = settings
         self._store = store
         self._path = folder / f"{settings.name}.ads"
@@ -52,6 +54,11 @@ class SimulatedSidecar:
             await self._subscribe()
         finally:
             await server.stop(grace=None)
+
+    async def await_ack(self) -> None:
+        """Returns once `took` has an acknowledgement."""
+        while not self.took:
+            await self._acks.wait_newer(self._acks.count)
 
     async def _subscribe(self) -> None:
         options = (("grpc.max_receive_message_length", -1),)
@@ -84,6 +91,7 @@ class SimulatedSidecar:
     def _note(self, took: timedelta, is_remote: bool) -> None:
         if is_remote:
             self.took.append(took.total_seconds())
+            self._acks.tell()
 
     # What the server asks (federation.xds.ads.Admission, SecretSource, AcknowledgedTrust)
 

@@ -2,12 +2,14 @@
 
 1, 2            run in the first workers     ── idle ──► the third joins, in a process of its own
 4 to N - 1      are added to the first workers ─ idle ─► the Nth joins, in a process of its own, with a sidecar
+one by one      changes in those of the first workers, then in the third: each when the one before is everywhere
 churn           at each rate, in all members, one after another
 """
 
 import asyncio
 import os
 import platform
+import random
 import sys
 import tempfile
 import time
@@ -19,12 +21,24 @@ from secrets import randbelow
 from typing import TypeVar
 
 import msgspec
+import psutil
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from federation.peering import exports
 from tests.benchmarks import commands
 from tests.benchmarks.commands import Command, Done, Failed, Held, Reply, Took, Usage
-from tests.benchmarks.figures import Churned, Counted, Figures, Idle, Join, count, everywhere, is_consistent, quantiles
+from tests.benchmarks.figures import (
+    Churned,
+    Counted,
+    Figures,
+    Idle,
+    Join,
+    OneByOne,
+    by_change,
+    count,
+    is_consistent,
+    quantiles,
+)
 from tests.benchmarks.measures import EtcdUsage, etcd_usage
 from tests.benchmarks.plan import Plan, Spec, name_of, settings_of
 from tests.support.etcd import Etcd, start_etcd
@@ -36,6 +50,8 @@ _WORKERS = 8  # for all members but the two that are watched joining: with more 
 _ETCDS_AT_ONCE = 4
 _MEMBERS_AT_ONCE = 2  # in life, too, they come one after another
 _LIMIT = 180.0  # seconds for a mesh to become whole
+_CHANGE_LIMIT = 60.0  # seconds for one change to come to all
+_THIRD = 3  # the member that is watched joining a small mesh, and has a process to itself since
 _LOOKS = 20  # at most, each some seconds after the other, until all pictures are equal to what is offered
 _HOUSE = Path(__file__).parents[2]
 _ETCD_ARGUMENTS = ("--heartbeat-interval", "100", "--election-timeout", "1000")  # etcd's own, not the hasty ones
@@ -69,10 +85,11 @@ class _Worker:
 
 
 class _Look(msgspec.Struct, frozen=True):
-    """What all processes have used, at one moment."""
+    """What all processes have used, at one moment; `load` is what the whole machine did, in seconds of CPU."""
 
     workers: tuple[Usage, ...]
     etcds: Mapping[int, EtcdUsage]
+    load: float
 
 
 class Simulation:
@@ -101,13 +118,14 @@ class Simulation:
         idle, joins = [], []
         await self._add([1, 2])
         await self._whole(2)
-        joins.append(await self._watch_joining(3))
+        joins.append(await self._watch_joining(_THIRD))
         idle.append(await self._idle(3))
         if plan.members > 3:
             await self._add(list(range(4, plan.members)))
             await self._whole(plan.members - 1)
             joins.append(await self._watch_joining(plan.members))
             idle.append(await self._idle(plan.members))
+        one_by_one = await self._one_by_one(idle[-1])
         churn = [await self._churn(rate, idle[-1]) for rate in plan.rates]
         is_equal = await self._await_equal()
         return Figures(
@@ -117,6 +135,7 @@ class Simulation:
             endpoints=plan.endpoints,
             idle=tuple(idle),
             joins=tuple(joins),
+            one_by_one=one_by_one,
             churn=tuple(churn),
             is_consistent=is_equal,
             took=time.time() - began,
@@ -152,8 +171,8 @@ class Simulation:
             await self._whole(max(some))
             self._say(f"{max(some)} members are whole after {time.time() - began:.0f} s")
 
-    async def _start(self, worker: _Worker, numbers: Sequence[int], *, has_sidecar: bool = False) -> None:
-        specs = tuple(self._spec(number, has_sidecar=has_sidecar) for number in numbers)
+    async def _start(self, worker: _Worker, numbers: Sequence[int]) -> None:
+        specs = tuple(map(self._spec, numbers))
         await worker.ask(commands.Start(self._plan, specs), Done)
         worker.members += numbers
         first = exports.own_member(settings_of(self._plan, 1, self._address(1)), certificate=self._certificates[1])
@@ -174,7 +193,7 @@ class Simulation:
     def _address(self, number: int) -> str:
         return f"127.108.{self._net}.{number}"
 
-    def _spec(self, number: int, *, has_sidecar: bool) -> Spec:
+    def _spec(self, number: int) -> Spec:
         key = new_key()
         certificate = make_intermediate(
             self._root,
@@ -195,7 +214,6 @@ class Simulation:
             certificate=pem,
             root=self._root.public_bytes(Encoding.PEM).decode(),
             documents=(msgspec.json.encode(self._document).decode(),),
-            has_sidecar=has_sidecar,
         )
 
     async def _whole(self, members: int) -> float:
@@ -218,7 +236,8 @@ class Simulation:
     async def _look(self) -> _Look:
         workers = await asyncio.gather(*(worker.ask(commands.Measure(), Usage) for worker in self._workers))
         etcds = {number: await etcd_usage(etcd.address, etcd.pid) for number, etcd in self._etcds.items()}
-        return _Look(tuple(workers), etcds)
+        machine = psutil.cpu_times()
+        return _Look(tuple(workers), etcds, sum(machine) - machine.idle - machine.iowait)
 
     async def _over(self, seconds: float) -> tuple[_Look, _Look]:
         before = await self._look()
@@ -233,7 +252,9 @@ class Simulation:
         idle = _count(*await self._over(self._plan.join_seconds))
         before = await self._look()
         began = time.time()
-        await self._start(worker, [number], has_sidecar=number == self._plan.members)
+        await self._start(worker, [number])
+        if number == self._plan.members:
+            await worker.ask(commands.AddSidecar(number), Done)
         whole = await self._whole(number)
         # What it causes may last a little longer: the same span as of idling is looked at, at least.
         await asyncio.sleep(max(0.0, self._plan.join_seconds - (time.time() - began)))
@@ -271,31 +292,93 @@ class Simulation:
             etcd_bytes=sum(one.size for one in etcds) / members,
         )
 
+    async def _one_by_one(self, idle: Idle) -> OneByOne:
+        plan, drawn = self._plan, random.Random(self._plan.seed)
+        crowd = [number for worker in self._workers[:_WORKERS] for number in sorted(worker.members)]
+        for number in sorted(crowd)[: plan.sidecars - 1]:
+            await self._worker_of(number).ask(commands.AddSidecar(number), Done)
+        await asyncio.sleep(plan.settle_seconds)
+        await self._took()
+        self._say(f"{plan.quiet_changes} endpoints come or go, one after another")
+        before = await self._look()
+        took = [await self._change_one(drawn.choice(crowd)) for _ in range(plan.quiet_changes)]
+        between = await self._look()
+        self._say(f"{plan.sender_changes} more of one member")
+        for _ in range(plan.sender_changes):
+            await self._change_one(_THIRD)
+        after = await self._look()
+        idling = idle.each.each(1 / plan.members)
+        spans = by_change(one for of_change in took for one in of_change)
+        return OneByOne(
+            changes=plan.quiet_changes,
+            first=quantiles(found[0] for found in spans),
+            median=quantiles(found[len(found) // 2] for found in spans),
+            last=quantiles(found[-1] for found in spans),
+            sidecar=quantiles(span for of_change in took for one in of_change for span in one.sidecar),
+            per_change=_count(before, between).without(idling).each(plan.quiet_changes),
+            receiver=self._of_third(before, between).without(idle.each).each(plan.quiet_changes),
+            sender=self._of_third(between, after).without(idle.each).each(plan.sender_changes),
+            cores=os.cpu_count() or 1,
+            load=_load(before, between),
+        )
+
+    async def _change_one(self, number: int) -> list[Took]:
+        """Lets a member change an endpoint, and returns how long that took once it is everywhere."""
+        changed = await self._worker_of(number).ask(commands.ChangeOne(number), Done)
+        command = commands.AwaitTaken(number, changed.at, _CHANGE_LIMIT)
+        took = await asyncio.gather(*(worker.ask(command, Took) for worker in self._workers))
+        await asyncio.sleep(self._plan.quiet_pause)
+        return list(took)
+
     async def _churn(self, rate: float, idle: Idle) -> Churned:
         self._say(f"{rate:g} endpoints come or go each second")
         plan = self._plan
-        for worker in self._workers:
-            await worker.ask(commands.Converged(), Took)
+        seconds = max(plan.churn_seconds, plan.churn_changes / rate)
+        await self._took()
         before = await self._look()
         asked = [
-            worker.ask(commands.Churn(rate * len(worker.members) / plan.members, plan.churn_seconds), Done)
-            for worker in self._workers
+            worker.ask(commands.Churn(rate * len(worker.members) / plan.members, seconds, plan.seed + place), Done)
+            for place, worker in enumerate(self._workers)
             if worker.members
         ]
         changes = sum(done.changes for done in await asyncio.gather(*asked))
-        await asyncio.sleep(self._plan.settle_seconds)
-        after = await self._look()
-        took = [await worker.ask(commands.Converged(), Took) for worker in self._workers]
-        counted = _count(before, after)
+        between = await self._look()
+        took = list[Took]()
+        for _ in range(_LOOKS):  # those that are late count as well
+            await asyncio.sleep(plan.settle_seconds)
+            late = await self._took()
+            took += late
+            if not any(one.picture for one in late):
+                break
+        counted, spans = _count(before, await self._look()), by_change(took)
+        busy = _count(before, between)
         return Churned(
             rate=rate,
             changes=changes,
             per_change=counted.without(idle.each.each(1 / plan.members)).each(max(1, changes)),
-            picture=quantiles(span for one in took for _, span in one.picture),
-            everywhere=quantiles(everywhere(took)),
+            picture=quantiles(span for found in spans for span in found),
+            everywhere=quantiles(found[-1] for found in spans),
             sidecar=quantiles(span for one in took for span in one.sidecar),
-            cpu_busy=(counted.cpu + counted.etcd_cpu) / counted.seconds,
+            reached=sum(map(len, spans)) / max(1, changes),
+            cpu_busy=(busy.cpu + busy.etcd_cpu) / busy.seconds,
+            load=_load(before, between),
         )
+
+    async def _took(self) -> list[Took]:
+        return [await worker.ask(commands.Converged(), Took) for worker in self._workers]
+
+    def _worker_of(self, number: int) -> _Worker:
+        return next(worker for worker in self._workers if number in worker.members)
+
+    def _of_third(self, before: _Look, after: _Look) -> Counted:
+        """Returns what the third member used, which has a process to itself."""
+        pairs = [[look.workers[_WORKERS], look.etcds[_THIRD]] for look in (before, after)]
+        return count(pairs[0], pairs[1])
+
+
+def _load(before: _Look, after: _Look) -> float:
+    """Returns how many cores of the machine were busy."""
+    return (after.load - before.load) / (after.workers[0].at - before.workers[0].at)
 
 
 def _count(before: _Look, after: _Look) -> Counted:

@@ -1,18 +1,22 @@
 """A process of the simulation: runs some members and does what is asked of it, line by line on standard input."""
 
 import asyncio
+import random
 import resource
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import msgspec
 import uvloop
 
 from tests.benchmarks.commands import (
+    AddSidecar,
+    AwaitTaken,
     AwaitWhole,
+    ChangeOne,
     Churn,
     Command,
     Converged,
@@ -54,10 +58,17 @@ class Worker:
             case Introduce(index=index, to=member):
                 await self._members[index].control.introduce(member)
                 return Done(time.time())
+            case AddSidecar(index=index):
+                self._members[index].add_sidecar()
+                return Done(time.time())
             case AwaitWhole(members=members, imports=imports, seconds=seconds):
                 return await self._await_whole(members, imports, seconds)
-            case Churn(rate=rate, seconds=seconds):
-                return Done(time.time(), await self._churn(rate, seconds))
+            case ChangeOne(index=index):
+                return Done(self._members[index].change(), 1)
+            case AwaitTaken(origin=origin, change=change, seconds=seconds):
+                return await self._await_taken(origin, change, seconds)
+            case Churn(rate=rate, seconds=seconds, seed=seed):
+                return Done(time.time(), await self._churn(rate, seconds, random.Random(seed)))
             case Measure():
                 return usage()
             case Converged():
@@ -75,15 +86,30 @@ class Worker:
             least = min((len(one.members), len(one.imports), len(one.freshness)) for one in pictures)
             return Failed(f"no whole picture within {seconds:g} s; least members, imports, heard: {least}")
 
-    async def _churn(self, rate: float, seconds: float) -> int:
+    async def _await_taken(self, origin: int, change: float, seconds: float) -> Reply:
+        others = {index: member for index, member in self._members.items() if index != origin}
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(member.await_taken(change) for member in others.values()))
+        except TimeoutError:
+            late = [name_of(index) for index, one in others.items() if change not in {moment for moment, _ in one.took}]
+            return Failed(f"not in the picture of {', '.join(late)} within {seconds:g} s")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(one.sidecar.await_ack() for one in others.values() if one.sidecar is not None))
+        return self._converged()
+
+    async def _churn(self, rate: float, seconds: float, drawn: random.Random) -> int:
         loop = asyncio.get_running_loop()
-        began, made = loop.time(), 0
+        ends, made = loop.time() + seconds, 0
         members = list(self._members.values())
-        while (passed := loop.time() - began) < seconds:
-            while made < rate * passed:
-                members[made % len(members)].change()
-                made += 1
-            await asyncio.sleep(_TICK)
+        due = loop.time() + drawn.expovariate(rate)
+        while due < ends:
+            await asyncio.sleep(max(_TICK, due - loop.time()))
+            while due < min(ends, loop.time()):
+                drawn.choice(members).change()
+                made, due = made + 1, due + drawn.expovariate(rate)
+        await asyncio.sleep(max(0.0, ends - loop.time()))
         return made
 
     def _converged(self) -> Took:
