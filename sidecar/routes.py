@@ -15,7 +15,7 @@ from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import UInt32Value
 
-from federation.model import Protocol, ServiceKey
+from federation.model import Protocol, ServiceKey, ServicePort
 from federation.names import (
     CONNECT_UPSTREAM,
     FLAGS_HEADER,
@@ -37,10 +37,20 @@ _RETRIES = 8
 # each. More than eight would mostly let a deadly request take more pods down.
 _HTTP_PORT = 80
 _CACHED = 16384  # virtual hosts; beyond that, compilation only becomes slower
+_CACHED_CONFIGURATIONS = 8  # one for each namespace that has sidecars; each has some 1 MB for a thousand services
+
+_Named = tuple[ServiceKey, str, tuple[ServicePort, ...]]
+"""A service with its host name: all that its routes depend on."""
 
 
 def compile_routes(services: Iterable[ResolvedService], namespace: Namespace) -> Resource:
     """Returns the route configuration of the sidecars in `namespace`, which may leave the namespace out of names."""
+    return _compiled(tuple((service.key, service.host, service.ports) for service in services), namespace)
+
+
+@lru_cache(maxsize=_CACHED_CONFIGURATIONS)
+def _compiled(services: tuple[_Named, ...], namespace: Namespace) -> Resource:
+    """Cached: endpoints come and go far more often than names and ports, and all routes are one resource."""
     common = route_pb2.RouteConfiguration(
         name=OUTBOUND_ROUTES,
         virtual_hosts=[_unknown_host()],
@@ -50,12 +60,11 @@ def compile_routes(services: Iterable[ResolvedService], namespace: Namespace) ->
     # Encoded messages join by concatenation, so that virtual hosts are encoded once and not with every new picture.
     parts = [common.SerializeToString(deterministic=True)]
     seen: set[tuple[str, int]] = set()
-    for service in services:
-        for port in service.ports:
-            if (service.host, port.number) not in seen:  # one domain twice would make Envoy refuse all of them
-                seen.add((service.host, port.number))
-                is_own = service.key.namespace == namespace
-                parts.append(_virtual_host(service.key, service.host, port.number, port.protocol, is_own=is_own))
+    for key, host, ports in services:
+        for port in ports:
+            if (host, port.number) not in seen:  # one domain twice would make Envoy refuse all of them
+                seen.add((host, port.number))
+                parts.append(_virtual_host(key, host, port.number, port.protocol, is_own=key.namespace == namespace))
     return make_resource(OUTBOUND_ROUTES, b"".join(parts))
 
 

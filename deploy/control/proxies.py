@@ -49,6 +49,14 @@ class _Whole(NamedTuple):
     resources: ResourceSet
 
 
+class _Gateway(NamedTuple):
+    """All that a gateway is told, and what it was compiled from; `turn` is that of the last use."""
+
+    turn: int
+    origin: tuple[object, ...]
+    resources: ResourceSet
+
+
 class Compiler:
     """Compiles the picture for a scope. What several proxies share is compiled once a revision.
 
@@ -64,6 +72,7 @@ class Compiler:
         self._turn = 0
         self._views = Views(settings)
         self._outbound: dict[Audience, _Shared] = {}
+        self._gateways: dict[ProxyScope, _Gateway] = {}
         self._whole: dict[ProxyScope, _Whole] = {}
         self._offered: Mapping[ServiceKey, ExportedService] = {}
         self._origin: tuple[object, ...] = ()
@@ -87,16 +96,7 @@ class Compiler:
                     scope, self._outbound_of(snapshot, scope.audience), *self._own_of(snapshot, scope)
                 )
             case ProxyRole.GATEWAY:
-                return compile_gateway(
-                    scope,
-                    self._offered,
-                    control_addresses=self._control_addresses,
-                    domain=self._settings.domain,
-                    callers=tunnel_callers(snapshot, self._settings),
-                    audiences=self._audiences,
-                    revoked=snapshot.revoked,
-                    epochs=self._epochs,
-                )
+                return self._gateway_of(snapshot, scope)
 
     def _turn_to(self, snapshot: Snapshot) -> None:
         if snapshot.revision == self._revision:
@@ -104,6 +104,7 @@ class Compiler:
         self._revision, self._turn = snapshot.revision, self._turn + 1
         oldest = self._turn - _REMEMBERED
         self._outbound = {of: shared for of, shared in self._outbound.items() if shared.turn >= oldest}
+        self._gateways = {of: gateway for of, gateway in self._gateways.items() if gateway.turn >= oldest}
         self._whole = {of: whole for of, whole in self._whole.items() if whole.turn >= oldest}
         origin = (snapshot.services, snapshot.exports, snapshot.endpoints, snapshot.revoked)
         if not (self._origin and all(map(is_, origin, self._origin))):  # what peers say changes nothing here
@@ -131,6 +132,27 @@ class Compiler:
         else:
             resources = known.resources
         self._outbound[audience] = _Shared(self._turn, view, resources)
+        return resources
+
+    def _gateway_of(self, snapshot: Snapshot, scope: ProxyScope) -> ResourceSet:
+        callers, known = tunnel_callers(snapshot, self._settings), self._gateways.get(scope)
+        # Little of what happens in the mesh concerns a gateway: what this cluster offers, who may call, who is revoked.
+        origin = (self._offered, callers, self._audiences, self._revoked, self._epochs)
+        if known is None or known.origin != origin:
+            made = compile_gateway(
+                scope,
+                self._offered,
+                control_addresses=self._control_addresses,
+                domain=self._settings.domain,
+                callers=callers,
+                audiences=self._audiences,
+                revoked=self._revoked,
+                epochs=self._epochs,
+            )
+            resources = _keep_equal(known.resources, made) if known else made
+        else:
+            resources = known.resources
+        self._gateways[scope] = _Gateway(self._turn, origin, resources)
         return resources
 
     def _whole_of(self, scope: ProxyScope, *parts: ResourceSet) -> ResourceSet:

@@ -39,10 +39,10 @@ def encode(name: str, message: Message) -> Resource:
 
 def merge(*sets: ResourceSet) -> ResourceSet:
     """Puts the parts of one receiver's configuration together; a later part wins where both name a resource."""
-    merged: dict[TypeUrl, Mapping[str, Resource]] = {}
+    merged: dict[TypeUrl, dict[str, Resource]] = {}
     for part in sets:
         for type_url, resources in part.items():
-            merged[type_url] = {**merged.get(type_url, {}), **resources}
+            merged.setdefault(type_url, {}).update(resources)
     return merged
 
 
