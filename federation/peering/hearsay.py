@@ -12,6 +12,7 @@ Every member draws the same ones, by a hash of the names; where pictures differ 
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
+from federation.snapshot import differing
 from federation.xds.resources import Resource
 from trust.spiffe import ClusterName
 
@@ -32,6 +33,10 @@ class Tellers:
             ranked = sorted(self._candidates - {member}, key=lambda candidate: _rank(member, candidate))
             self._drawn[member] = frozenset(ranked[:TELLERS])
         return self._drawn[member]
+
+    def are_to_tell(self, member: str, *, own: ClusterName, peer: ClusterName) -> bool:
+        """Says whether `own` tells `peer` of news of a member, on a stream that is open."""
+        return member == own or not self.of(member).isdisjoint((own, peer))
 
 
 class Told:
@@ -54,13 +59,12 @@ class Told:
         if before is None:
             self._told = known
             return known
-        told: dict[str, Resource] = {}
-        for name, resource in known.items():
-            is_news = before.get(name) is not resource
-            if is_news and (name == self._own or not tellers.of(name).isdisjoint((self._own, self._peer))):
-                told[name] = resource
-            elif name in self._told:
-                told[name] = self._told[name]
+        told = dict(self._told)
+        for name in differing(before, known):
+            if name not in known:
+                told.pop(name, None)
+            elif tellers.are_to_tell(name, own=self._own, peer=self._peer):
+                told[name] = known[name]
         if told != self._told:
             self._told = told
         return self._told

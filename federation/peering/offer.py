@@ -9,7 +9,7 @@ does not know it does not ask for.
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from operator import is_
@@ -33,7 +33,7 @@ from federation.peering.news import News
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper, own_issuer, spread
 from federation.peering.visibility import Shares
-from federation.snapshot import Replace, Section, Snapshot
+from federation.snapshot import Replace, Section, Snapshot, differing
 from federation.store import MeshStore
 from federation.xds.protocol import DeltaStream, Order
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
@@ -57,7 +57,6 @@ INTRODUCTION = "member"
 REFUSAL = "refusal"
 """Key of the node's metadata under which a peer says why it ended the stream before this one: text."""
 
-
 _HOLD = LONGEST_SILENCE - BEAT_PERIOD
 """How long a peer waits at most for its first answer until it is in the picture: not until it thinks us silent."""
 _MOST_STREAMS = 16
@@ -65,9 +64,8 @@ _MOST_STREAMS = 16
 _TRUST_QUIET = timedelta(milliseconds=100)
 """Between two statements: the proxies of a cluster answer one after another."""
 
-
-_MADE_OF = (Section.SERVICES, Section.EXPORTS, Section.MEMBERS, Section.DEPARTURES, Section.DRAINS)
-"""The sections, beside what follows from others, that offers depend on."""
+_MADE_OF = ("services", "exports", "members", "departures", "drains", "endpoints", "revoked")
+"""The parts of the picture of which this cluster's offers, and whom they are for, are made."""
 
 
 class ListenerStatus(msgspec.Struct, frozen=True):
@@ -79,11 +77,12 @@ class ListenerStatus(msgspec.Struct, frozen=True):
 
 
 class _Listener(msgspec.Struct, frozen=True):
-    """A peer on a stream. `refusal` is why it ended the one before."""
+    """A peer on a stream. `refusal` is why it ended the one before, `news` wakes the stream."""
 
     peer: ClusterName
     since: datetime
     refusal: str
+    news: News
 
 
 class Offer:
@@ -107,7 +106,6 @@ class Offer:
         self._resources: Mapping[TypeUrl, Mapping[str, Resource]] = {}
         self._introductions = Introductions(etcd)
         self._listeners: dict[DeltaStream, _Listener] = {}
-        self._resources_news = News()
         self.news = News()
 
     @property
@@ -153,7 +151,7 @@ class Offer:
             grants = {key: records[key] for key in records if key.startswith(trust_records.GRANTS_PREFIX)}
             if grants != known:
                 known = grants
-                self._resources_news.tell()
+                self._wake()
             await self._replica.own_news.wait_newer(seen)
 
     async def _keep_in_step(self) -> None:
@@ -163,12 +161,15 @@ class Offer:
         told: tuple[object, ...] = ()
         while True:
             self._take_up(snapshot, seen_at)
-            is_news = self._set({TypeUrl.MEMBER: self._known_members(snapshot)})
+            known = self._resources.get(TypeUrl.MEMBER, {})
+            self._set({TypeUrl.MEMBER: self._known_members(snapshot)})
+            members = differing(known, self._resources[TypeUrl.MEMBER])
             before_that, told = told, (self._shares, self._exports, snapshot.revoked)
-            # A newcomer is hearsay first, and its beats and words are many: there is a stream to each member.
-            if is_news or not before_that or not all(map(is_, told, before_that)):
-                self._resources_news.tell()
+            if self._settings.name in members or not before_that or not all(map(is_, told, before_that)):
+                self._wake()
                 self.news.tell()
+            elif members:
+                self._wake(members)
             revision = snapshot.revision
             before, snapshot = snapshot, await self._store.wait_newer(revision)
             while not self._stamped and _is_the_same_to_us(before, snapshot):
@@ -230,7 +231,7 @@ class Offer:
                     TypeUrl.MEMBER: self._known_members(self._store.snapshot),
                 }
             )
-            self._resources_news.tell()  # the own authority may be another, too
+            self._wake()  # the own authority may be another, too
             await asyncio.sleep(_TRUST_QUIET.total_seconds())
             await self._keeper.news.wait_newer(seen)
 
@@ -279,11 +280,18 @@ class Offer:
         self._member_resources = {member: known.get(member) or exports.member_resource(member) for member in told}
         return {member.name: resource for member, resource in self._member_resources.items()}
 
-    def _set(self, found: Mapping[TypeUrl, Mapping[str, Resource]]) -> bool:
-        """Takes what all peers are told, and says whether any of it is another."""
+    def _set(self, found: Mapping[TypeUrl, Mapping[str, Resource]]) -> None:
+        """Takes what all peers are told."""
         changed = {type_url: new for type_url, new in found.items() if self._resources.get(type_url) != new}
         self._resources = {**self._resources, **changed}
-        return bool(changed)
+
+    def _wake(self, members: Collection[str] = ()) -> None:
+        """Wakes all streams; or, when there is only news of other members, those that it may concern: few of many."""
+        own, tellers = self._settings.name, self._tellers
+        for one in self._listeners.values():
+            told = (name == one.peer or tellers.are_to_tell(name, own=own, peer=one.peer) for name in members)
+            if not members or any(told):
+                one.news.tell()
 
     async def _serve(self, context: ServicerContext) -> None:
         # Read before refusing: who is refused while it still writes is not told why (gRPC).
@@ -295,22 +303,20 @@ class Offer:
         if sum(one.peer == peer for one in self._listeners.values()) >= _MOST_STREAMS:
             raise Unavailable(f"{peer} has {_MOST_STREAMS} streams here already")
         stream = DeltaStream(Order.NONE)
-        refusal = (
-            short_line(first.node.metadata.fields[REFUSAL].string_value)
-            if REFUSAL in first.node.metadata.fields
-            else ""
-        )
-        self._listeners[stream] = _Listener(peer, datetime.now(UTC), refusal)
+        fields = first.node.metadata.fields
+        refusal = short_line(fields[REFUSAL].string_value) if REFUSAL in fields else ""
+        listener = self._listeners[stream] = _Listener(peer, datetime.now(UTC), refusal, News())
         log.info("peer listens", extra={"peer": peer})
         try:
-            await serve_stream(context, first, stream=stream, feed=self._feed(peer, first.node))
+            await serve_stream(context, first, stream=stream, feed=self._feed(listener, first.node))
         finally:
             del self._listeners[stream]
             log.info("peer listens no more", extra={"peer": peer})
 
-    async def _feed(self, peer: ClusterName, node: Node) -> AsyncIterator[ResourceSet]:
+    async def _feed(self, listener: _Listener, node: Node) -> AsyncIterator[ResourceSet]:
         """Yields what a peer should have, whenever that changed, and beats."""
         await self.wait_ready()
+        peer = listener.peer
         now = asyncio.get_running_loop().time
         issuer = own_issuer(self._keeper)
         ends_at = math.inf
@@ -318,7 +324,7 @@ class Offer:
         told = Told(self._settings.name, peer)
         last: ResourceSet = {}
         while True:
-            seen = self._resources_news.count
+            seen = listener.news.count
             self._refuse_revoked(peer)
             if ends_at == math.inf and own_issuer(self._keeper) != issuer:
                 ends_at = now() + spread()
@@ -335,7 +341,7 @@ class Offer:
                 yield offered
             try:
                 async with asyncio.timeout_at(min(ends_at, beats.due_at)):
-                    await self._resources_news.wait_newer(seen)
+                    await listener.news.wait_newer(seen)
             except TimeoutError:
                 if now() >= ends_at:
                     raise Unavailable("this cluster has a new authority: connect again") from None
@@ -381,10 +387,7 @@ class Offer:
 
 
 def _is_the_same_to_us(before: Snapshot, after: Snapshot) -> bool:
-    """Says whether nothing has changed of which this cluster's offers, and whom they are for, are made."""
-    return all(getattr(before, section.value) is getattr(after, section.value) for section in _MADE_OF) and (
-        before.endpoints is after.endpoints and before.revoked is after.revoked
-    )
+    return all(getattr(before, part) is getattr(after, part) for part in _MADE_OF)
 
 
 def _refused(stream: DeltaStream, refusal: str) -> Iterator[tuple[str, str]]:

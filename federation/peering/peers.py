@@ -66,7 +66,7 @@ class PeerRejection(msgspec.Struct, frozen=True, order=True):
 class PeerStatus(msgspec.Struct, frozen=True):
     """One peer as the leader hears it. `via` is the gateway it is heard through now, empty when it is not.
 
-    `problem` says why the last attempt to hear it ended; empty while it is heard. `exports` counts what it offers.
+    `problem` says why the last attempt to hear it ended; empty while it is heard.
     """
 
     peer: ClusterName
@@ -74,7 +74,6 @@ class PeerStatus(msgspec.Struct, frozen=True):
     since: datetime | None
     heard: datetime | None
     via: str
-    exports: int
     rejections: tuple[PeerRejection, ...] = ()
     problem: str = ""
 
@@ -128,8 +127,10 @@ class Peers:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(pass_on(self._replica.own_news, self._due))
-                tasks.create_task(pass_on(self._keeper.news, self._due))
+                looks = News()
+                tasks.create_task(pass_on(self._replica.own_news, looks))
+                tasks.create_task(pass_on(self._keeper.news, looks))
+                tasks.create_task(self._watch_for_ends(looks))
                 snapshot = await self._store.wait_ready()
                 tasks.create_task(self._judge_all(leadership))
                 attending: dict[ClusterName, asyncio.Task[None]] = {}
@@ -144,13 +145,24 @@ class Peers:
                         attending.pop(peer).cancel()
                         del self._hearings[peer]
                         log.info("peer has left", extra={"peer": peer})
-                    self._due.tell()
                     self._signs.tell()  # who is new is judged at once
                     revoked = snapshot.revoked
                     while self._present(snapshot) == present and snapshot.revoked is revoked:
                         snapshot = await self._store.wait_newer(snapshot.revision)
+                    if snapshot.revoked is not revoked:
+                        self._due.tell()
         finally:
             self._hearings.clear()
+
+    async def _watch_for_ends(self, looks: News) -> None:
+        """Wakes all streams when what may end them is another: of what comes from etcd that is nearly nothing."""
+        before: tuple[object, ...] = ()
+        while True:
+            seen, now = looks.count, (self._replica.losses, own_issuer(self._keeper))
+            if now != before:
+                before = now
+                self._due.tell()
+            await looks.wait_newer(seen)
 
     def _present(self, snapshot: Snapshot) -> frozenset[ClusterName]:
         """Returns the members to listen to: nobody once this cluster itself has left."""
@@ -352,7 +364,6 @@ class Peers:
             since=hearing.verdict.since if hearing.verdict else None,
             heard=hearing.heard or (hearing.verdict.heard if hearing.verdict else None),
             via=names.host_port(gateway.address, gateway.port) if gateway and is_heard else "",
-            exports=sum(cluster == peer for cluster, _ in self._store.snapshot.imports),
             rejections=tuple(sorted(hearing.rejections.values())),
             problem=hearing.problem,
         )

@@ -170,7 +170,7 @@ async def test_what_is_refused_of_a_member_is_seen_on_both_sides(
         [rejection] = listener.peer(WEST).rejections
         assert (rejection.resource, rejection.message) == (resource, message)
         assert resource == "Export shop/s-100"
-        assert listener.peer(WEST).exports == len(offer) // 2 - 1
+        assert len(listener.picture.imports) == len(offer) // 2 - 1
         assert "10000 are the most" in message
         # And why a stream was ended is told on the next one.
         async with calling(issuers[SOUTH], west.gateway, **{REFUSAL: "not understood\nat all"}):
