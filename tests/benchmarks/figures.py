@@ -76,7 +76,8 @@ class OneByOne(msgspec.Struct, frozen=True):
 
     `first`, `median` and `last` are from the origin to the pictures of the others; `sidecar` to the ACK of one sidecar.
     `per_change` is what all members together used, beyond idling; `receiver` one that only received, `sender` one that
-    made all of the changes, while they were made: each has a process to itself. `load` is the machine's, in cores.
+    made all of the changes, while they were made: each has a process to itself. `load` is the machine's, in cores;
+    `stall` the longest time, in seconds, for which the process that asked for the changes was not let run.
     """
 
     changes: int
@@ -89,6 +90,7 @@ class OneByOne(msgspec.Struct, frozen=True):
     sender: Counted
     cores: int
     load: float
+    stall: float
 
     @property
     def floor(self) -> float:
@@ -249,6 +251,7 @@ def _one_by_one_table(figures: Figures) -> Table:
     for name, seconds in spent:
         table.add_row(name, f"{seconds * 1000:.1f} ms", "", "")
     table.add_row("cores busy on this machine", f"{one.load:.2f}", "", "")
+    table.add_row("longest stall of a process that only waits", f"{one.stall * 1000:.0f} ms", "", "")
     return table
 
 

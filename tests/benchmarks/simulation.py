@@ -10,7 +10,6 @@ import asyncio
 import os
 import platform
 import random
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -18,7 +17,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import randbelow
-from typing import TypeVar
 
 import msgspec
 import psutil
@@ -26,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from federation.peering import exports
 from tests.benchmarks import commands
-from tests.benchmarks.commands import Command, Done, Failed, Held, Reply, Took, Usage
+from tests.benchmarks.commands import Done, Held, Took, Usage
 from tests.benchmarks.figures import (
     Churned,
     Counted,
@@ -41,6 +39,7 @@ from tests.benchmarks.figures import (
 )
 from tests.benchmarks.measures import EtcdUsage, etcd_usage
 from tests.benchmarks.plan import Plan, Spec, name_of, settings_of
+from tests.benchmarks.processes import WorkerProcess, longest_stall, start_worker
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.trust import DOMAIN
 from tests.support.trust_keepers import RootUnderTest
@@ -53,35 +52,7 @@ _LIMIT = 180.0  # seconds for a mesh to become whole
 _CHANGE_LIMIT = 60.0  # seconds for one change to come to all
 _THIRD = 3  # the member that is watched joining a small mesh, and has a process to itself since
 _LOOKS = 20  # at most, each some seconds after the other, until all pictures are equal to what is offered
-_HOUSE = Path(__file__).parents[2]
 _ETCD_ARGUMENTS = ("--heartbeat-interval", "100", "--election-timeout", "1000")  # etcd's own, not the hasty ones
-_R = TypeVar("_R", bound=Reply)
-
-
-class SimulationFailed(Exception):
-    """The members did not do what they should have; the message says what."""
-
-
-class _Worker:
-    """A process with members. `members` are their numbers."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.members: list[int] = []
-        self._process = process
-
-    async def ask(self, command: Command, kind: type[_R]) -> _R:
-        """Returns the answer; raises SimulationFailed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(command) + b"\n")
-        line = await self._process.stdout.readline()
-        if not line:
-            raise SimulationFailed("a worker ended, see above")
-        reply = msgspec.json.decode(line, type=Reply)
-        if isinstance(reply, Failed):
-            raise SimulationFailed(reply.reason)
-        assert isinstance(reply, kind)
-        return reply
 
 
 class _Look(msgspec.Struct, frozen=True):
@@ -104,7 +75,7 @@ class Simulation:
         self._say = say
         self._etcds: dict[int, Etcd] = {}
         self._certificates: dict[int, str] = {}
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._net = randbelow(256)
         key, now = new_key(), datetime.now(UTC)
         self._key, self._root = key, make_root(key, DOMAIN, now=now, lifetime=timedelta(days=2))
@@ -143,17 +114,8 @@ class Simulation:
 
     # Members come
 
-    async def _start_worker(self) -> _Worker:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.benchmarks.worker"),
-            cwd=_HOUSE,
-            env={**os.environ, "TMPDIR": str(self._folder)},  # what its sockets leave goes with the folder
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=256 * 1024 * 1024,
-        )
-        self._stack.push_async_callback(_end, process)
-        worker = _Worker(process)
+    async def _start_worker(self) -> WorkerProcess:
+        worker = await self._stack.enter_async_context(start_worker(self._folder))
         self._workers.append(worker)
         await worker.ask(commands.Measure(), Usage)  # it has been imported, all that it needs
         return worker
@@ -171,7 +133,7 @@ class Simulation:
             await self._whole(max(some))
             self._say(f"{max(some)} members are whole after {time.time() - began:.0f} s")
 
-    async def _start(self, worker: _Worker, numbers: Sequence[int]) -> None:
+    async def _start(self, worker: WorkerProcess, numbers: Sequence[int]) -> None:
         specs = tuple(map(self._spec, numbers))
         await worker.ask(commands.Start(self._plan, specs), Done)
         worker.members += numbers
@@ -301,7 +263,8 @@ class Simulation:
         await self._took()
         self._say(f"{plan.quiet_changes} endpoints come or go, one after another")
         before = await self._look()
-        took = [await self._change_one(drawn.choice(crowd)) for _ in range(plan.quiet_changes)]
+        async with longest_stall() as stall:
+            took = [await self._change_one(drawn.choice(crowd)) for _ in range(plan.quiet_changes)]
         between = await self._look()
         self._say(f"{plan.sender_changes} more of one member")
         for _ in range(plan.sender_changes):
@@ -320,6 +283,7 @@ class Simulation:
             sender=self._of_third(between, after).without(idle.each).each(plan.sender_changes),
             cores=os.cpu_count() or 1,
             load=_load(before, between),
+            stall=stall.seconds,
         )
 
     async def _change_one(self, number: int) -> list[Took]:
@@ -367,7 +331,7 @@ class Simulation:
     async def _took(self) -> list[Took]:
         return [await worker.ask(commands.Converged(), Took) for worker in self._workers]
 
-    def _worker_of(self, number: int) -> _Worker:
+    def _worker_of(self, number: int) -> WorkerProcess:
         return next(worker for worker in self._workers if number in worker.members)
 
     def _of_third(self, before: _Look, after: _Look) -> Counted:
@@ -383,12 +347,6 @@ def _load(before: _Look, after: _Look) -> float:
 
 def _count(before: _Look, after: _Look) -> Counted:
     return count([*before.workers, *before.etcds.values()], [*after.workers, *after.etcds.values()])
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.kill()
-    await process.wait()
 
 
 @asynccontextmanager
