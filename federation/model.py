@@ -218,7 +218,8 @@ class Departure(msgspec.Struct, frozen=True):
 class MemberCluster(msgspec.Struct, frozen=True):
     """A cluster of the mesh, as it describes itself. `labels` are sorted, and nobody's word but its own.
 
-    `drains` are those that its own admin asked for; `has_left` is its farewell.
+    `drains` are those that its own admin asked for; `has_left` is its farewell. `incarnation` grows whenever it leaves
+    or comes back: a farewell counts for nothing once it came back since. 0: it does not say, and is believed.
     `introduced_by` is empty when the record came from the member itself, else it is hearsay of that member: good enough
     to find the gateways, replaced as soon as the member speaks for itself.
     """
@@ -235,6 +236,7 @@ class MemberCluster(msgspec.Struct, frozen=True):
     labels: tuple[tuple[str, str], ...] = ()
     drains: tuple[Drain, ...] = ()
     has_left: bool = False
+    incarnation: int = 0
 
 
 class Liveness(StrEnum):

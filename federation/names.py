@@ -39,6 +39,8 @@ EXPORTS_PREFIX = f"{ETCD_PREFIX}exports/"
 PROXIES_PREFIX = f"{ETCD_PREFIX}proxies/"
 REVOCATIONS_PREFIX = f"{ETCD_PREFIX}revocations/"
 TOKENS_PREFIX = f"{ETCD_PREFIX}tokens/"
+DEPARTURES_PREFIX = f"{ETCD_PREFIX}departures/"
+DECIDED_PREFIX = f"{ETCD_PREFIX}decided/"
 
 
 def host_port(address: str, port: int) -> str:
@@ -192,7 +194,12 @@ def severance_key(cluster: ClusterName, service: ServiceKey | None) -> str:
 
 def departure_key(cluster: ClusterName) -> str:
     """Returns the etcd key of a Departure; under the own name: this cluster has left."""
-    return f"{ETCD_PREFIX}departures/{cluster}"
+    return f"{DEPARTURES_PREFIX}{cluster}"
+
+
+def decided_key(key: str) -> str:
+    """Returns the etcd key of the number of the last decision about the record under `key`."""
+    return f"{DECIDED_PREFIX}{key.removeprefix(ETCD_PREFIX)}"
 
 
 def token_key(digest: str) -> str:

@@ -13,8 +13,8 @@ from federation.admin import AdminRefused
 from federation.etcd import EtcdClient, EtcdError
 from federation.model import ClusterSettings, Departure
 from federation.names import departure_key
+from federation.peering.decisions import take_back
 from federation.peering.farewells import depart
-from federation.peering.records import take_back
 from federation.store import MeshStore
 from trust.audit import AuditEvent, AuditKind
 from trust.spiffe import ClusterName

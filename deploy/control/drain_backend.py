@@ -16,8 +16,8 @@ from federation.drains import kept_services
 from federation.etcd import EtcdClient, EtcdError, Operation, Put
 from federation.model import ClusterSettings, Drain, ServiceKey, Severance
 from federation.names import drain_key, severance_key
+from federation.peering.decisions import decide, take_back
 from federation.peering.exports import MOST_DRAINS, Malformed, decode_drain, encode
-from federation.peering.records import take_back
 from federation.reports import DrainReport
 from federation.snapshot import Change, Section, Snapshot, apply
 from federation.store import MeshStore
@@ -68,14 +68,19 @@ class DrainBackend:
         now = datetime.now(UTC)
         since = held.since if held else now
         made = Drain(cluster, order.weight, since, service=service, clients=order.clients, sever=order.sever)
-        if made == held:
+        if made == held == snapshot.drains.get((cluster, service)):
             return self.drains()
-        writes: list[Operation] = [Put(drain_key(cluster, service), encode(made))]
+        key = drain_key(cluster, service)
+        writes: list[Operation] = [Put(key, encode(made))]
         if _ends_what_is_open(made) and not (held and _ends_what_is_open(held)) and cluster == self._settings.name:
             severance = Severance(cluster, now, service=service, sidecars=self._reaches_sidecars(made))
             writes.append(Put(severance_key(cluster, service), encode(severance)))
-        await self._write(writes, "take the drain")
-        self._tell(AuditKind.DRAINED, made, asked_by=asked_by, reason=_in_words(made))
+        try:
+            await decide(self._etcd, key, *writes)
+        except EtcdError as error:
+            raise _etcd_away("take the drain", error) from error
+        if made != held:
+            self._tell(AuditKind.DRAINED, made, asked_by=asked_by, reason=_in_words(made))
         return drain_reports(apply(snapshot, [Change(Section.DRAINS, (cluster, service), made)]), self._settings)
 
     async def undrain(self, cluster: str, service: str, *, asked_by: str) -> tuple[DrainReport, ...]:
@@ -105,12 +110,6 @@ class DrainBackend:
             return decode_drain(found.value)
         except Malformed:
             return None  # what nobody can read is replaced by anything that can be read
-
-    async def _write(self, writes: list[Operation], what: str) -> None:
-        try:
-            await self._etcd.transact([], writes)
-        except EtcdError as error:
-            raise _etcd_away(what, error) from error
 
     def _reaches_sidecars(self, drain: Drain) -> bool:
         """Says whether what is open ends at the sidecars: no gateway is on the way, or it knows no services."""

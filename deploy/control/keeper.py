@@ -132,12 +132,13 @@ class Keeper:
     def own_member(self) -> MemberCluster:
         """Returns this cluster's own record, with the certificate of its active authority and what its admin asked."""
         snapshot, own = self._store.snapshot, self._settings.name
-        return exports.own_member(
+        said = exports.own_member(
             self._settings,
             certificate=self._issuer.intermediate_pem.decode(),
             drains=(drain for (cluster, _), drain in snapshot.drains.items() if cluster == own),
             has_left=own in snapshot.departures,
         )
+        return msgspec.structs.replace(said, incarnation=self._replica.decision(names.departure_key(own)))
 
     def svid(self) -> X509Svid:
         """Returns the certificate of this control plane; raises IssuanceRefused when there is none."""

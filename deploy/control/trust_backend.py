@@ -11,9 +11,10 @@ from deploy.control.keeper import Keeper
 from deploy.control.reports import all_revoked, revoked_by
 from deploy.control.trust_warnings import Standing, trust_warnings
 from federation.admin import AdminRefused, RevocationOrder, TrustDocuments
-from federation.etcd import EtcdClient, EtcdError
+from federation.etcd import EtcdClient, EtcdError, Put
 from federation.names import revocation_key
-from federation.peering.records import encode_revocation, take_back
+from federation.peering.decisions import decide, take_back
+from federation.peering.records import encode_revocation
 from federation.peering.replica import Replica
 from federation.peering.trust_records import heard_statements
 from federation.reports import RevocationOrigin, RevocationReport, TrustReport
@@ -136,7 +137,8 @@ class TrustBackend:
             hint = "undo those of workloads that are gone, or revoke the whole cluster"
             raise AdminRefused(f"{MOST_REVOKED} are revoked here already, and no more may be", hint, status=409)
         try:
-            await self._etcd.put(revocation_key(made.subject), encode_revocation(made))
+            key = revocation_key(made.subject)
+            await decide(self._etcd, key, Put(key, encode_revocation(made)))
         except EtcdError as error:
             raise _etcd_away("take the revocation", error) from error
         self._audit(

@@ -4,6 +4,7 @@
     theirs to us    peers (one each) - dialing (one connection) - listening (one stream) - intake (what is believed of
                     it) - introductions (who is new) - diagnosis (why a handshake failed)
     in etcd         records (how they are written) - replica (our copy of them becomes part of the picture)
+                    decisions (what an admin ordered, numbered)
     of trust        trust_keeper (the shape of who keeps our own trust) - trust_records (on the stream and in etcd)
                     statements (the sum of what the own proxies acknowledged) P
     decides         exports (what is offered, and what is believed) P - freshness (live, stale or gone) P

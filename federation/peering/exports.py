@@ -46,7 +46,7 @@ LONGEST_VERSION = 64  # characters; ours is a hash of 16
 
 _BROADCAST = ipaddress.ip_address("255.255.255.255")
 _PORTS = range(1, 65536)
-_WIRE_VERSIONS = range(1 << 31)  # msgspec reads integers of any length, and writes none beyond 64 bits
+_NUMBERS = range(1 << 63)  # msgspec reads integers of any length, and writes none beyond 64 bits
 _DRAIN_WEIGHTS = range(100)
 _LONGEST_WORD = 253  # characters, of a name or a place
 _LONGEST_LABEL = 317  # characters; a Kubernetes label's key is a DNS name, a slash and 63 more
@@ -264,8 +264,9 @@ def check_member(name: str, member: MemberCluster) -> MemberCluster:
     for drain in member.drains:
         if _check_drain(drain).cluster != member.name:
             raise Malformed(f"{member.name} may not drain {drain.cluster}")
-    if member.wire_version not in _WIRE_VERSIONS or len(member.certificate) > _LONGEST_CERTIFICATE:
-        raise Malformed("the wire version or the certificate cannot be true")
+    numbers = (member.wire_version, member.incarnation)
+    if any(one not in _NUMBERS for one in numbers) or len(member.certificate) > _LONGEST_CERTIFICATE:
+        raise Malformed("the wire version, the incarnation or the certificate cannot be true")
     return msgspec.structs.replace(member, gateways=_check_gateways(member.gateways))
 
 
@@ -280,8 +281,8 @@ def learn(known: MemberCluster | None, said: MemberCluster) -> MemberCluster | N
 
 
 def is_the_same_member(one: MemberCluster, other: MemberCluster) -> bool:
-    """Says whether two records say the same of a member, whoever says it."""
-    return msgspec.structs.replace(one, introduced_by="") == msgspec.structs.replace(other, introduced_by="")
+    """Says whether two records say the same of a member, whoever says it; an edition may not know incarnations."""
+    return len({msgspec.structs.replace(each, introduced_by="", incarnation=0) for each in (one, other)}) == 1
 
 
 def short_line(text: str) -> str:

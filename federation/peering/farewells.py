@@ -1,6 +1,7 @@
 """Members that leave: what their farewell does here, how they come back, and what is cleared away after them.
 
     own word with `has_left`, or an admin's forget  -->  departures/<member>  -->  all else of it goes, at once
+    own word with it, of an earlier incarnation     -->  nothing: Overtaken
     own word without it                             -->  departures/<member> goes, and the member is back
     departures/<own>                                -->  what others offer goes; who they are stays
 
@@ -32,6 +33,8 @@ from federation.etcd import (
 from federation.etcd.election import Leadership
 from federation.model import Departure, MemberCluster
 from federation.peering import exports
+from federation.peering.decisions import numbered
+from federation.peering.exports import Malformed
 from federation.peering.news import News, pass_on
 from federation.peering.records import keep_member
 from federation.peering.replica import Replica
@@ -45,38 +48,79 @@ _QUIET = timedelta(milliseconds=200)
 """Between two looks for what members that left may have left behind: pictures change often."""
 _RETRY = timedelta(seconds=1)
 _MOST_DELETES = 100  # etcd takes 128 operations in a transaction
+_ATTEMPTS = 5  # of writing a departure while another replica writes what the member says
+
+
+class Overtaken(Exception):
+    """A member says farewell that came back since: a replica of it speaks that is cut off from its own etcd.
+
+    What such a replica offers, nothing, is not to be believed either.
+    """
 
 
 async def take_word(etcd: EtcdClient, said: MemberCluster, *, guard: Guard | None = None) -> bool:
     """Keeps what a member said of itself: that it is there, or that it left. Returns whether that was news.
 
-    Raises Fenced when the guard does not hold, EtcdUnavailable, EtcdRefused.
+    Raises Overtaken, Fenced when the guard does not hold, EtcdUnavailable, EtcdRefused.
     """
     if said.has_left:
-        return await depart(etcd, Departure(said.name, datetime.now(UTC)), guard=guard)
+        return await _take_farewell(etcd, said, guard=guard)
     key = names.departure_key(said.name)
     held = await etcd.get(key)
     if held is None:
         return await keep_member(etcd, said, guard=guard)
     put = Put(names.member_key(said.name), exports.encode(said))
     conditions: list[Condition] = [Unchanged(key, held.mod_revision)]
-    taken_back = Put(names.TAKEN_BACK_KEY, key.encode())
-    is_done = await _transact(etcd, conditions, [Delete(key), put, taken_back], guard=guard)
+    back = [*await numbered(etcd, key), Delete(key), put, Put(names.TAKEN_BACK_KEY, key.encode())]
+    is_done = await _transact(etcd, conditions, back, guard=guard)
     if is_done:
         log.info("member is back", extra={"member": said.name})
     return is_done  # if not, somebody else took its word, or sent it away once more
 
 
+async def _take_farewell(etcd: EtcdClient, said: MemberCluster, *, guard: Guard | None) -> bool:
+    key = names.member_key(said.name)
+    for _ in range(_ATTEMPTS):
+        held = await etcd.get(key)
+        if 0 < said.incarnation < _incarnation(held):
+            raise Overtaken(f"{said.name} says farewell, and came back since: this replica of it is not up to date")
+        as_read = Unchanged(key, held.mod_revision if held else 0)
+        if await depart(etcd, Departure(said.name, datetime.now(UTC)), guard=guard, condition=as_read):
+            return True
+        if await etcd.get(names.departure_key(said.name)) is not None:
+            return False
+    raise EtcdUnavailable(f"{key} is written by others all the time")
+
+
+def _incarnation(held: KeyValue | None) -> int:
+    """Returns the incarnation that a member told us of itself; 0 when it did not: hearsay counts for nothing."""
+    try:
+        known = exports.decode_member(held.value) if held else None
+    except Malformed:
+        return 0
+    return known.incarnation if known is not None and not known.introduced_by else 0
+
+
 async def depart(
-    etcd: EtcdClient, departure: Departure, *, guard: Guard | None = None, keeps_records: bool = False
+    etcd: EtcdClient,
+    departure: Departure,
+    *,
+    guard: Guard | None = None,
+    condition: Condition | None = None,
+    keeps_records: bool = False,
 ) -> bool:
-    """Writes that a member left, and clears away what is held of it; returns whether that was news.
+    """Writes that a member left, if `condition` holds, and clears away what is held of it; returns whether it was news.
 
     With `keeps_records` nothing is cleared away: it is this cluster itself that leaves. Raises Fenced when the guard
     does not hold, EtcdUnavailable, EtcdRefused.
     """
     key = names.departure_key(departure.cluster)
-    is_news = await _transact(etcd, [Unchanged(key, 0)], [Put(key, exports.encode(departure))], guard=guard)
+    conditions = [Unchanged(key, 0), *([condition] if condition else [])]
+    decision = [*await numbered(etcd, key), Put(key, exports.encode(departure))]
+    is_news = await _transact(etcd, conditions, decision, guard=guard)
+    if not is_news and departure.by:
+        # What is there may have been undone, by what etcd has lost of late: it was decided anew all the same.
+        await _transact(etcd, [], [*await numbered(etcd, key)], guard=guard)
     if is_news:
         log.info("member left", extra={"member": departure.cluster, "asked_by": departure.by or departure.cluster})
     if not keeps_records:

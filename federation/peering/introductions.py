@@ -6,11 +6,12 @@ the others. A member's own word also replaces what is known of it, so one that m
 
 import asyncio
 import logging
+from contextlib import suppress
 from datetime import timedelta
 
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable
 from federation.model import MemberCluster
-from federation.peering.farewells import take_word
+from federation.peering.farewells import Overtaken, take_word
 from federation.peering.news import News
 from trust.spiffe import ClusterName
 
@@ -50,7 +51,8 @@ class Introductions:
 
     async def _write(self) -> None:
         for name, member in list(self._said.items()):
-            if await take_word(self._etcd, member):
-                log.info("member introduced itself", extra={"member": name})
+            with suppress(Overtaken):
+                if await take_word(self._etcd, member):
+                    log.info("member introduced itself", extra={"member": name})
             if self._said.get(name) is member:
                 del self._said[name]

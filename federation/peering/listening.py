@@ -14,6 +14,7 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Delt
 from federation.etcd import EtcdRefused, EtcdUnavailable
 from federation.peering.dialing import LARGEST_RESPONSE
 from federation.peering.exports import LONGEST_VERSION
+from federation.peering.farewells import Overtaken
 from federation.peering.freshness import LONGEST_SILENCE
 from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE
 from federation.xds.client import DeltaClient, InvalidResponse, Received
@@ -58,8 +59,8 @@ async def listen(
     """Listens until the stream ends and returns why it did.
 
     `held` are the versions that we have, by type and name; `silence` is how long the peer may say nothing; `on_sign` is
-    called at each sign of life; what `keep` raises is raised, but for an etcd that is away, which ends the stream. So
-    does `ends` when it returns, with its reason.
+    called at each sign of life; what `keep` raises is raised, but for an etcd that is away, and for a peer that is
+    overtaken, which end the stream. So does `ends` when it returns, with its reason.
     """
     method = channel.stream_stream(
         f"/{FEDERATION_SERVICE}/{FEDERATION_METHOD}",
@@ -148,7 +149,7 @@ class _Session:
             try:
                 refusal = await self._keep(received)
                 self._waiting_bytes -= _size(received)
-            except (EtcdUnavailable, EtcdRefused) as error:
+            except (EtcdUnavailable, EtcdRefused, Overtaken) as error:
                 return str(error)
             answer = self._client.reject(received, refusal) if refusal else self._client.acknowledge(received)
             self._outgoing.put_nowait(answer)

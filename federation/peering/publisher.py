@@ -130,7 +130,7 @@ class Publisher:
         lost = {
             key: one
             for key, one in self._replica.lost.items()
-            if key not in puts and key not in deletes and not (one.body is not None and _is_freshness(key))
+            if key not in puts and key not in deletes and not (one.body is not None and self._is_told_again(key))
         }
         if not puts and not deletes and not lost:
             return
@@ -149,16 +149,19 @@ class Publisher:
         except TimeoutError:
             log.warning("etcd copy is late", extra={"wrote_revision": revision, "has_revision": self._replica.revision})
 
+    def _is_told_again(self, key: str) -> bool:
+        """Says whether a record is the freshness of a peer that is listened to: who hears it knows better by now."""
+        prefix, snapshot = names.freshness_key(ClusterName("")), self._store.snapshot
+        present = snapshot.members.keys() - snapshot.departures.keys()
+        is_here = self._keeper.own_member().name not in snapshot.departures
+        return is_here and key.startswith(prefix) and key.removeprefix(prefix) in present
+
     def _wanted(self) -> Mapping[str, bytes]:
         member, offers = self._keeper.own_member(), self._offer.exports
         wanted = {names.member_key(member.name): exports.encode(member)}
         for key, exported in offers.items():
             wanted[names.export_key(member.name, key)] = exports.encode(exported)
         return wanted
-
-
-def _is_freshness(key: str) -> bool:
-    return key.startswith(names.freshness_key(ClusterName("")))  # who hears the peer knows better by now
 
 
 def _says_the_same(key: str, held: bytes | None, body: bytes) -> bool:

@@ -9,6 +9,7 @@ departures/<cluster>                   a Departure              picture: departu
 revocations/<subject>                  a Revocation             picture: revocations, those of the own admin
 trust/statements/<cluster>             a HeardStatement         none (see trust_records)
 trust/grants/<cluster>                 a Grant                  none
+decided/<the rest of a key>            a number                 none (see decisions)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,17 +191,6 @@ async def _write(etcd: EtcdClient, conditions: Sequence[Condition], operations: 
         if not _holds(guard, found):
             raise Fenced(f"somebody else leads: {guard.key} was written by another")
     return 0
-
-
-async def take_back(etcd: EtcdClient, key: str) -> None:
-    """Removes a record in a way that every replica hears of; raises EtcdUnavailable, EtcdRefused.
-
-    To remove what etcd has lost is no event, and it would be written again: so it is there for a moment. Who is about
-    to write it again, and has not heard of this yet, finds TAKEN_BACK_KEY changed.
-    """
-    await etcd.put_if_absent(key, b"")
-    # In this order: who hears of the second has heard of the first.
-    await etcd.transact([], [Delete(key), Put(names.TAKEN_BACK_KEY, key.encode())])
 
 
 async def keep_member(etcd: EtcdClient, said: MemberCluster, *, guard: Guard | None = None) -> bool:

@@ -2,7 +2,8 @@
 
 Nothing leaves the picture because etcd forgot it: when etcd comes back with less than it had acknowledged (lost writes,
 an empty data folder), what is missing stays here as `lost`, and the leader's publisher writes it again. What an admin
-of this cluster decided does not come back in an older form either: an undone drain stays undone.
+of this cluster decided does not come back in an older form either: an undone drain stays undone. What was decided after
+the loss stands, whatever was known here before (`decisions`).
 """
 
 import logging
@@ -15,6 +16,7 @@ from typing import Any
 from federation import names
 from federation.etcd import EtcdClient, Event, Listing
 from federation.model import ClusterSettings, ExportedService, Finding
+from federation.peering.decisions import decided_since, is_decision, number_of
 from federation.peering.exports import Malformed
 from federation.peering.news import News
 from federation.peering.records import Lost, Place, place_of, read_record
@@ -54,6 +56,7 @@ class Replica:
         self._records: dict[str, bytes] = {}
         self._revision = 0
         self._taken_back = 0
+        self._decided = 0  # the highest number of a decision that was seen
         self._losses = 0
         self._lost: dict[str, Lost] = {}
         self._past: dict[tuple[str, bytes], None] = {}  # what records of _ADMINS said before, the oldest first
@@ -91,6 +94,12 @@ class Replica:
         """What etcd lost and does not hold again yet, by key, except what this cluster says of itself."""
         return MappingProxyType(self._lost)
 
+    def decision(self, key: str) -> int:
+        """Returns the number of the last decision about the record under `key`; 0 when none is known."""
+        where = names.decided_key(key)
+        lost = self._lost.get(where)
+        return number_of(where, lost.body if lost else self._records.get(where))
+
     async def run(self, etcd: EtcdClient) -> None:
         """Follows etcd for ever; the store hears of the first listing under ORIGIN."""
         async with aclosing(etcd.follow(names.ETCD_PREFIX)) as following:
@@ -120,6 +129,7 @@ class Replica:
         self._taken_back = revisions.get(names.TAKEN_BACK_KEY, 0)
         lost = self._what_is_lost(records, is_after_loss=listing.is_after_loss)
         self._lost = {key: one._replace(revision=revisions.get(key, 0)) for key, one in lost.items()}
+        self._decided = max((self._decided, *(number_of(key, body) for key, body in records.items())))
         for key, held in self._records.items():
             if key not in self._lost:
                 self._remember(key, held, records.get(key))
@@ -162,6 +172,7 @@ class Replica:
         held = self._records.pop(event.key, None)
         if event.item is not None:
             self._records[event.key] = event.item.value
+            self._decided = max(self._decided, number_of(event.key, event.item.value))
         if held is not None:
             self._remember(event.key, held, self._records.get(event.key))
         place = self._place(event.key)
@@ -183,14 +194,19 @@ class Replica:
     def _what_is_lost(self, found: Mapping[str, bytes], *, is_after_loss: bool) -> dict[str, Lost]:
         """Returns what is lost when etcd holds `found`: it was before and nobody wrote since, or it is now."""
         lost = {key: one for key, one in self._lost.items() if found.get(key) == one.found}
-        if not is_after_loss:
-            return lost
+        if is_after_loss:
+            lost |= self._what_was_lost_now(found)
+        since = decided_since(found, self._decided)
+        return {key: one for key, one in lost.items() if key not in since}
+
+    def _what_was_lost_now(self, found: Mapping[str, bytes]) -> dict[str, Lost]:
         held = {key: body for key, body in self._records.items() if not self._is_of_self(key)}
         held |= {key: one.body for key, one in self._lost.items() if one.body is not None}
         # A record that reads as it did earlier was not written since: etcd has taken back what followed.
         past = {key: body for key, body in found.items() if (key, body) in self._past and held.get(key) != body}
+        past |= {key: body for key, body in found.items() if number_of(key, body) < number_of(key, held.get(key))}
         missing = {key: Lost(body, None) for key, body in held.items() if key not in found}
-        return lost | missing | {key: Lost(held.get(key), body) for key, body in past.items()}
+        return missing | {key: Lost(held.get(key), body) for key, body in past.items()}
 
     def _remember(self, key: str, body: bytes, now: bytes | None) -> None:
         """Remembers what an admin's record said before."""
@@ -221,7 +237,7 @@ class Replica:
 
 
 def _is_ours(key: str) -> bool:
-    return is_trust_record(key) or place_of(key) is not None
+    return is_trust_record(key) or is_decision(key) or place_of(key) is not None
 
 
 def _finding(key: str, error: Malformed) -> Finding:

@@ -25,6 +25,7 @@ from tests.support.federation import (
     pod,
     start_cluster,
 )
+from tests.support.lying_peer import start_liar
 from tests.support.trust import EAST, WEST, make_issuers
 from tests.support.waiting import eventually
 from trust.audit import AuditEvent, AuditKind
@@ -109,6 +110,46 @@ async def test_a_peer_that_was_away_hears_the_farewell_when_it_comes_back(cluste
             await eventually(lambda: WEST in east.picture.departures)
             await eventually(lambda: left_behind(east.picture, EAST) == ())
             assert await records_of(east, WEST) == []
+
+
+@pytest.mark.parametrize("says_incarnation", [True, False])
+async def test_an_old_farewell_of_one_who_came_back_is_not_heeded(
+    clusters: list[ClusterUnderTest], *, says_incarnation: bool
+) -> None:
+    """A replica of west that is cut from west's etcd has not heard that west is back. An older one has no numbers."""
+    east_cluster, west_cluster, _ = clusters
+    async with AsyncExitStack() as stack:
+        east = await stack.enter_async_context(east_cluster.control(*exported_service(), pod("cart-1")))
+        west = await stack.enter_async_context(west_cluster.control(*exported_service(), pod("cart-2")))
+        await meet(east, west)
+        await departures(west).leave(asked_by="me")
+        farewell = west.member
+        assert farewell.has_left
+        await eventually(lambda: WEST in east.picture.departures and left_behind(east.picture, EAST) == ())
+        await departures(west).come_back(asked_by="me")
+        await eventually(lambda: east.addresses(WEST) == ["10.0.0.2"] and east.is_live(WEST))
+        assert east.picture.members[WEST].incarnation == west.member.incarnation > farewell.incarnation > 0
+
+        if not says_incarnation:
+            farewell = msgspec.structs.replace(farewell, incarnation=0)
+        replica, where = await start_liar(stack, west_cluster.issuer, west.keeper.svid())
+        replica.say(exported={}, members={WEST: exports.encode(farewell)})
+        west_cluster.relay.lead_to(where.gateways[0].address)
+        west_cluster.relay.drop()
+        if not says_incarnation:
+            await eventually(lambda: WEST in east.picture.departures)
+            return
+        await eventually(lambda: len(replica.streams) > 2, "it was called again and again")
+        await eventually(lambda: "came back since" in east.peer(WEST).problem)
+        # Neither is it believed that west offers nothing any more.
+        assert east.addresses(WEST) == ["10.0.0.2"]
+        assert not east.picture.departures
+        west_cluster.relay.lead_to(west_cluster.address)
+        west.store.apply([pod("cart-3")])
+        await eventually(lambda: east.addresses(WEST) == ["10.0.0.2", "10.0.0.3"])
+
+        await departures(west).leave(asked_by="me")  # and a new farewell is one
+        await eventually(lambda: WEST in east.picture.departures)
 
 
 async def test_hearsay_brings_nobody_back_and_sends_nobody_away(clusters: list[ClusterUnderTest]) -> None:

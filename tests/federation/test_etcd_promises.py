@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from federation import names
-from federation.etcd import EtcdClient, EtcdError
+from federation.etcd import EtcdClient, EtcdError, Put
 from federation.model import Departure, Drain, ExportedService, Freshness, MemberCluster, ServiceKey
 from federation.peering import exports
-from federation.peering.records import encode_revocation, place_of, read_record, take_back
+from federation.peering.decisions import decide, take_back
+from federation.peering.records import encode_revocation, place_of, read_record
 from federation.snapshot import Change, Section
 from tests.support.etcd import QUOTA, fill
 from tests.support.federation import SHOP, ClusterUnderTest, ControlUnderTest, exported_service, pod, start_cluster
@@ -83,21 +84,20 @@ class Mesh:
         self.east, self.west = east, west
 
     async def write(self, key: str, body: bytes | None) -> None:
-        """Keeps or removes what an admin of east decided, and does so again until it is known: an order that comes
-        before the control plane has seen that etcd lost data may be undone by what it restores."""
+        """Keeps or removes what an admin of east decided, until etcd takes it: once is enough, even when the control
+        plane has not seen yet that etcd lost data. Returns when it is known."""
         async with asyncio.timeout(60):
             while True:
-                with suppress(EtcdError, TimeoutError):
+                with suppress(EtcdError):
                     if body is None:
                         await take_back(self.east.client, key)
                     else:
-                        await self.east.client.put(key, body)
-                    async with asyncio.timeout(2):
-                        replica = self.east.replica
-                        while replica.records.get(key) != body or key in replica.lost:
-                            await replica.news.wait_newer(replica.news.count)
-                    return
+                        await decide(self.east.client, key, Put(key, body))
+                    break
                 await asyncio.sleep(0.1)
+            replica = self.east.replica
+            while replica.records.get(key) != body or key in replica.lost:
+                await replica.news.wait_newer(replica.news.count)
 
     async def always(self) -> None:
         """Fails when something leaves the picture of east that nobody took out. For ever."""

@@ -32,10 +32,11 @@ from federation.model import (
     ServicePort,
 )
 from federation.peering import exports
+from federation.peering.decisions import take_back
 from federation.peering.exports import export_version
 from federation.peering.offer import Offer
 from federation.peering.publisher import Publisher
-from federation.peering.records import PartlyRefused, restore_records, take_back, write_records
+from federation.peering.records import PartlyRefused, restore_records, write_records
 from federation.peering.replica import ORIGIN, Replica
 from federation.snapshot import Change, Section
 from federation.store import MeshStore

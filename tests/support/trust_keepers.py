@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from federation.etcd import EtcdClient
 from federation.model import ClusterSettings, MemberCluster, Trust
+from federation.names import departure_key
 from federation.peering import exports, trust_records
 from federation.peering.news import News
 from federation.peering.replica import Replica
@@ -150,7 +152,8 @@ class KeeperUnderTest:
     def own_member(self) -> MemberCluster:
         has_left = self._settings.name in self._store.snapshot.departures
         certificate = self.issuer.intermediate_pem.decode()
-        return exports.own_member(self._settings, certificate=certificate, has_left=has_left)
+        said = exports.own_member(self._settings, certificate=certificate, has_left=has_left)
+        return msgspec.structs.replace(said, incarnation=self._replica.decision(departure_key(said.name)))
 
     def svid(self) -> X509Svid:
         return self._svid
