@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from math import ceil
+from random import uniform
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -52,7 +53,10 @@ from federation.etcd.messages import (
 
 log = logging.getLogger(__name__)
 
-_HEARTBEAT = timedelta(seconds=1)  # between our questions on a watch whether the server still lives
+_HEARTBEAT = timedelta(seconds=1)  # between our questions on a watch whether the server still lives, on average
+_SPREAD = 0.5, 1.5
+"""How much of it passes. Questions that keep time would for long miss a disk that is busy at the start of each second,
+or a server that works in bursts, and all watches of all replicas would ask at one moment."""
 _STALL = timedelta(seconds=4)  # without an answer to them: it does not. gRPC's keepalive misses a frozen etcd
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds between attempts to watch; doubles
 
@@ -309,7 +313,8 @@ async def _watch_requests(
     yield rpc.WatchRequest(create_request=create)
     while not ended.is_set():
         with suppress(TimeoutError):
-            async with asyncio.timeout(_HEARTBEAT.total_seconds()):
+            pause = _HEARTBEAT.total_seconds() * uniform(*_SPREAD)  # noqa: S311 - no secret
+            async with asyncio.timeout(pause):
                 await ended.wait()
         pulse.asks()
         yield rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())

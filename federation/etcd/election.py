@@ -10,7 +10,8 @@ serves its proxies and tells peers what changes here.
     the leader ends in order    it gives its lease back, and the next leads at once
     it is killed, is frozen,    until its lease has expired: ttl (5 s), up to 1 s in which etcd notices, and the pause
     or is cut off from etcd     after a failed campaign; an etcd whose own leader is new counts the lease anew
-    etcd is away                as long as that, and what is said above; a leader whose lease outlives it goes on
+    etcd is away                as long as that: a leader whose lease outlives it goes on, and one that gave up gives
+                                its lease back as soon as etcd answers; if it was killed, what is said above
     etcd is full (read-only)    who leads goes on, and nobody else can begin: a lease and a key have to be written
 """
 
@@ -64,6 +65,7 @@ class Election:
         self._leader: str | None = None
         self._vacant_since: datetime | None = datetime.now(UTC)
         self._problem = ""
+        self._kept: LeaseId | None = None  # a lease that could not be given back
 
     @property
     def vacant_since(self) -> datetime | None:
@@ -103,11 +105,16 @@ class Election:
             await asyncio.sleep(_PAUSE)
 
     async def _vacancy(self) -> None:
-        """Returns when nobody leads."""
+        """Returns when nobody leads. A key of a leadership of ours that is over is given back.
+
+        An etcd that was away counts all leases anew when it is back: ours would hold the others up as long again.
+        """
         async with aclosing(self._holders()) as holders:
             async for item in holders:
                 if item is None:
                     return
+                if item.lease == self._kept:
+                    await self._give_back(item.lease)
 
     async def _claim(self, lease: LeaseId) -> Leadership | None:
         free = Guard(LEADER_KEY, 0)
@@ -212,9 +219,15 @@ class Election:
         try:
             yield lease, expires
         finally:
-            with suppress(EtcdError, TimeoutError):
-                async with asyncio.timeout(_FAREWELL):
-                    await self._etcd.revoke(lease)
+            await self._give_back(lease)
+
+    async def _give_back(self, lease: LeaseId) -> None:
+        """Ends a lease of ours, or remembers that this is still to be done."""
+        self._kept = lease
+        with suppress(EtcdError, TimeoutError):
+            async with asyncio.timeout(_FAREWELL):
+                await self._etcd.revoke(lease)
+                self._kept = None
 
 
 def _leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.etcd import EtcdClient, EtcdUnavailable, Event, Fenced
+from federation.etcd import EtcdClient, EtcdUnavailable, Event, Fenced, LeaseExpired, LeaseId
 from federation.etcd.election import Election, Leadership
 from federation.names import LEADER_KEY
 from tests.support.etcd import Etcd, start_etcd
@@ -123,6 +123,35 @@ async def test_a_leader_that_is_cut_off_stops_before_another_begins(
         await client.put("/data", b"in time", guard=office.leadership.guard)
         for task in tasks:
             task.cancel()
+
+
+async def test_who_gave_up_while_it_was_cut_off_gives_its_lease_back_when_it_is_not(
+    client: EtcdClient, relay: Relay
+) -> None:
+    office = Office()
+
+    async def keep_alive(lease: LeaseId) -> None:
+        """As an etcd does that was away itself, and counts the leases anew."""
+        with suppress(LeaseExpired):
+            while True:
+                await client.keep_alive(lease)
+                await asyncio.sleep(0.2)
+
+    async with (
+        EtcdClient((f"http://{relay.address}:{relay.port}",)) as disturbed,
+        asyncio.TaskGroup() as group,
+    ):
+        task = group.create_task(Election(disturbed, "one", ttl=TTL).run(office.lead))
+        await office.until(("one", "began"))
+        held = await client.get(LEADER_KEY)
+        assert held is not None
+        group.create_task(keep_alive(held.lease))
+        await relay.cut()
+        await office.until(("one", "began"), ("one", "ended"))
+        assert await client.get(LEADER_KEY) == held
+        await relay.open()
+        await office.until(("one", "began"), ("one", "ended"), ("one", "began"))
+        task.cancel()
 
 
 async def test_who_leads_by_a_key_that_somebody_removed_stops(client: EtcdClient) -> None:

@@ -4,9 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from pathlib import Path
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from federation.etcd import EtcdClient, EtcdFull, EtcdUnavailable
 from federation.etcd.health import Ailment, EtcdProblem, Exchange, Health
@@ -18,6 +22,8 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 QUICK, LATE = timedelta(milliseconds=5), timedelta(milliseconds=800)
 LASTS = timedelta(seconds=3)
 """After which what is wrong is told. By the clock of the test this is shown; nobody waits for it with a real etcd."""
+WINDOW = 15
+"""Seconds after which nothing is said of a late answer any more."""
 
 
 def at(seconds: float) -> datetime:
@@ -57,6 +63,20 @@ def test_one_kind_of_exchange_that_fails_while_others_succeed_is_named() -> None
     assert ailments(health, at(60)) == []  # nobody tries any more
 
 
+def test_an_outage_that_is_over_for_one_kind_of_exchange_is_over_for_all() -> None:
+    health = Health()
+    for second in range(5):
+        health.failed(Exchange.WATCH, "failed to connect", timedelta(), now=at(second))
+        health.failed(Exchange.RENEWAL, "failed to connect", timedelta(), now=at(second))
+    assert ailments(health, at(5)) == [Ailment.UNREACHABLE]
+    health.answered(Exchange.WATCH, None, now=at(6))
+    assert ailments(health, at(6)) == []  # who led before may have nothing to renew now
+    health.failed(Exchange.RENEWAL, "no answer", timedelta(), now=at(7))
+    health.answered(Exchange.WATCH, None, now=at(8))
+    (problem,) = health.problems(at(8), missing=0)
+    assert problem.message == "renewals fail: no answer"
+
+
 def test_a_full_etcd_is_read_only_and_not_unreachable_until_a_write_is_taken() -> None:
     health = Health()
     for second in range(10):
@@ -81,9 +101,64 @@ def test_many_late_answers_are_slowness_and_single_ones_are_not() -> None:
     since = problem.since
     health.answered(Exchange.WATCH, LATE, now=at(31))
     assert health.problems(at(31), missing=0)[0].since == since
-    for second in range(32, 40):
+    for second in range(32, 37):
         health.answered(Exchange.WATCH, QUICK, now=at(second))
-    assert ailments(health, at(40)) == []
+    assert ailments(health, at(37)) == []
+    health.answered(Exchange.WATCH, LATE, now=at(37))
+    for second in range(38, 60):
+        assert ailments(health, at(second)) == []  # what was slow before does not count again
+        health.answered(Exchange.WATCH, QUICK, now=at(second))
+
+
+SEEDS = st.integers(0, 2**32)
+
+
+def exchanges(seed: int) -> list[float]:
+    """Returns the seconds at which there are exchanges, one in each second or so."""
+    chance = Random(seed)
+    return list(accumulate(chance.uniform(0.5, 1.5) for _ in range(40)))
+
+
+@given(SEEDS, st.integers(0, 9), st.booleans())
+def test_three_late_answers_in_ten_are_told_soon(seed: int, first: int, is_healthy_before: bool) -> None:
+    health, slow_since = Health(), None
+    for number, moment in enumerate(exchanges(seed)):
+        is_slow = (number + first) % 10 in (0, 3, 7) and (number >= 20 or not is_healthy_before)
+        if is_slow and slow_since is None:
+            slow_since = moment
+        health.answered(Exchange.WATCH, LATE if is_slow else QUICK, now=at(moment))
+        if slow_since is None:
+            assert ailments(health, at(moment)) == []
+        elif Ailment.SLOW in ailments(health, at(moment)):
+            assert timedelta(seconds=moment - slow_since) >= LASTS
+            return
+        else:
+            assert moment - slow_since < 20
+
+
+@given(st.lists(SEEDS, min_size=1, max_size=3), st.floats(0, 30), st.floats(0.6, 4))
+def test_one_stall_is_never_told(seeds: list[int], begins: float, lasts: float) -> None:
+    health, ends = Health(), begins + lasts
+    asked = sorted(moment for seed in seeds for moment in exchanges(seed))
+    answers = sorted((ends if begins <= moment < ends else moment + 0.005, moment) for moment in asked)
+    for answered, moment in answers:
+        health.answered(Exchange.READ, timedelta(seconds=answered - moment), now=at(answered))
+        assert ailments(health, at(answered)) == []
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 4), st.booleans()), min_size=1), st.lists(st.floats(0.01, 8)))
+def test_slowness_ends_with_the_window_whether_anybody_asks_or_not(
+    answers: list[tuple[float, bool]], later: list[float]
+) -> None:
+    health, moment = Health(), 0.0
+    for gap, is_slow in (*answers, (1.0, True)):
+        moment += gap
+        health.answered(Exchange.WRITE, LATE if is_slow else QUICK, now=at(moment))
+    for after in accumulate(later):
+        if after > WINDOW:
+            break
+        health.answered(Exchange.WRITE, QUICK, now=at(moment + after))
+    assert ailments(health, at(moment + WINDOW + 1)) == []
 
 
 def test_a_loss_is_told_until_all_is_written_again() -> None:
@@ -137,6 +212,7 @@ async def test_an_etcd_that_answers_late_is_slow(tmp_path: Path) -> None:
                 await asyncio.sleep(0.1)  # longer than it is awake: the next put finds it asleep
         while ailments(client.health, datetime.now(UTC) + LASTS):
             await client.put("/a/x", b"2")
+            await asyncio.sleep(0.1)
 
 
 async def test_one_lost_member_of_three_is_no_problem_and_two_are(tmp_path: Path) -> None:
