@@ -10,6 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks import joining as costs
 from tests.benchmarks.convergence import measure
 from tests.benchmarks.figures import Figures, tables
 from tests.benchmarks.plan import Plan
@@ -30,7 +31,7 @@ def main() -> None:
 @click.option("--changes", default=60, show_default=True, help="Made one after another.")
 @click.option("--rate", "rates", multiple=True, type=float, default=(0.5, 1.0, 2.0, 5.0), show_default=True)
 @click.option(
-    "--seconds", default=15.0, show_default=True, help="Of each rate; longer until some 30 changes were made."
+    "--seconds", default=15.0, show_default=True, help="Of each rate; longer until some 20 changes were made."
 )
 @click.option("--stale-after", default=60.0, show_default=True, help="Seconds; members beat four times as often.")
 @click.option("-o", "--output", type=_FORMAT, default="table", show_default=True)
@@ -97,6 +98,21 @@ def convergence(changes: int, output: str) -> None:
         times = (f"{loss.p50 * 1000:.0f} ms", f"{loss.p99 * 1000:.0f} ms")
         table.add_row(str(loss.killed), str(loss.changes), str(loss.acknowledged), *times)
     Console(width=100).print(table)
+
+
+@main.command()
+@click.option("--members", "sizes", multiple=True, type=int, default=(3, 10, 50, 200), show_default=True)
+@click.option("--services", default=20, show_default=True, help="Exported by each member.")
+@click.option("--tries", default=5, show_default=True, help="The least counts.")
+@click.option("-o", "--output", type=_FORMAT, default="table", show_default=True)
+def joining(sizes: tuple[int, ...], services: int, tries: int, output: str) -> None:
+    """One more member, and one change, in a member that is there: CPU of this process alone, and what is done anew."""
+    found = dict(costs.measure(Plan(services=services), sizes, tries=tries))
+    if output == "json":
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+        return
+    for table in costs.tables(found):
+        Console(width=100).print(table)
 
 
 if __name__ == "__main__":
