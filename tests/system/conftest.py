@@ -1,5 +1,6 @@
 """One mesh of three clusters for all tests here, started as a user starts it. Every test leaves it whole."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,21 +145,21 @@ def sick(running: Isthmus) -> Path:
 def mesh(running: Isthmus) -> Iterator[Isthmus]:
     """The mesh, whole before the test and made whole again after one that disturbed it."""
     yield running
-    if running.is_disturbed:
-        for one, other in (("east", "west"), ("east", "south"), ("west", "south")):
-            running.lab("heal", one, other)
-        for cluster in CLUSTERS:
-            running.lab("resume", cluster)
-            running.lab("start", cluster)
-        eventually(lambda: is_whole(running), seconds=60)
-        running.is_disturbed = False
+    if running.mend():
+        eventually(lambda: is_whole(running))
 
 
 def is_whole(isthmus: Isthmus) -> bool:
     """Says whether every cluster hears every other, every pod is ready and every proxy in step, and zone a answers."""
-    for cluster in CLUSTERS:
-        assert all(member["state"] == "live" for member in isthmus.ask(cluster, "clusters") if not member["isSelf"])
-        status = isthmus.ask(cluster, "status")
+    questions = [
+        ("--lab", isthmus.name, "--cluster", cluster, view, "-o", "json")
+        for view in ("clusters", "status")
+        for cluster in CLUSTERS
+    ]
+    said = [json.loads(answer) for answer in isthmus.all_of(*questions)]
+    for members in said[: len(CLUSTERS)]:
+        assert all(member["state"] == "live" for member in members if not member["isSelf"])
+    for status in said[len(CLUSTERS) :]:
         [status] = status if isinstance(status, list) else [status]
         assert status["pods"] == status["readyPods"]
         assert status["proxies"] == status["proxiesInStep"] > 0

@@ -1,7 +1,6 @@
 """A cluster is drained under load: calls leave it without a failure, what is open lives on, and all comes back."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.command_line import Command
 from tests.support.mesh import Isthmus, eventually
 from tests.system.conftest import PROGRAMS
 
@@ -29,7 +29,7 @@ def held_open(mesh: Isthmus, folder: Path) -> Iterator[Path]:
         yield file
     finally:
         stop.touch()
-        held.communicate(timeout=60)
+        held.communicate(60)
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +44,8 @@ def seen(file: Path) -> Any:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def finished(started: "subprocess.Popen[str]", *, code: int) -> tuple[Any, str]:
-    out, err = started.communicate(timeout=120)
+def finished(started: Command, *, code: int) -> tuple[Any, str]:
+    out, err = started.communicate(120)
     assert started.returncode == code, f"{out}\n{err}"
     return json.loads(out), err
 
@@ -62,17 +62,17 @@ def answered_by(mesh: Isthmus, count: int = 20) -> set[str]:
 def test_a_cluster_is_drained_under_load_and_nothing_fails(mesh: Isthmus, tmp_path: Path) -> None:
     assert answered_by(mesh) == {"200 west"}, "the nearest: it is in the same cloud"
     with held_open(mesh, tmp_path) as file:
-        eventually(lambda: seen(file).get("grpc") == seen(file).get("tcp") == "west", seconds=60)
-        load = mesh.start_load(CLIENT, ECHO, rate=100, seconds=15)
+        eventually(lambda: seen(file).get("grpc") == seen(file).get("tcp") == "west")
+        load = mesh.start_load(CLIENT, ECHO, rate=100)
         words = ("drain", "west", "--over", "5s", "--grace", "2m", "--abort-on", "error-rate>1%", "--force")
         drain = mesh.start("--lab", mesh.name, *words, "-o", "json")
         try:
-            eventually(lambda: weights(mesh, "west") == [0], seconds=60)
-            eventually(lambda: answered_by(mesh) == {"200 south"}, seconds=60)
+            eventually(lambda: weights(mesh, "west") == [0])
+            eventually(lambda: answered_by(mesh) == {"200 south"})
             before = seen(file)
             assert not before["broken"], before
-            eventually(lambda: seen(file)["grpcMessages"] > before["grpcMessages"] + 20, seconds=60)
-            assert drain.poll() is None, drain.communicate()
+            eventually(lambda: seen(file)["grpcMessages"] > before["grpcMessages"] + 20)
+            assert drain.returncode is None, drain.communicate(1)
             assert seen(file)["grpc"] == seen(file)["tcp"] == "west"
             assert not seen(file)["broken"]
         finally:
@@ -91,13 +91,13 @@ def test_a_cluster_is_drained_under_load_and_nothing_fails(mesh: Isthmus, tmp_pa
     back = mesh.json("--lab", mesh.name, "undrain", "west")
     assert back["isDone"]
     assert {one["weight"] for one in back["weights"]} == {100}
-    eventually(lambda: answered_by(mesh) == {"200 west"}, seconds=60)
+    eventually(lambda: answered_by(mesh) == {"200 west"})
 
 
 def test_a_drain_that_others_cannot_bear_is_undone(mesh: Isthmus, sick: Path) -> None:
     (sick / "south-echo-1").touch()
     try:
-        load = mesh.start_load(CLIENT, ECHO, rate=100, seconds=8)
+        load = mesh.start_load(CLIENT, ECHO, rate=100)
         words = ("drain", "west", "--service", "shop/echo", "--over", "30s", "--abort-on", "error-rate>1%")
         aborted, said = finished(mesh.start("--lab", mesh.name, *words, "-o", "json"), code=1)
     finally:

@@ -24,7 +24,7 @@ def test_one_sick_remote_pod_is_ejected_alone(mesh: Isthmus, sick: Path) -> None
 
 def test_no_get_fails_while_a_gateway_is_lost(mesh: Isthmus) -> None:
     mesh.lab("kill", "east/shop/cart")
-    load = mesh.start_load(CLIENT, CART, rate=100, seconds=8)
+    load = mesh.start_load(CLIENT, CART, rate=100)
     eventually(lambda: mesh.sequential(CLIENT, CART, 1))
     mesh.lab("kill", "west/gateway-1")
     eventually(lambda: mesh.sequential(CLIENT, CART, 10))
@@ -34,7 +34,7 @@ def test_no_get_fails_while_a_gateway_is_lost(mesh: Isthmus) -> None:
 
 
 def test_no_get_fails_while_pods_come_and_go(mesh: Isthmus) -> None:
-    load = mesh.start_load(CLIENT, CART, rate=100, seconds=10)
+    load = mesh.start_load(CLIENT, CART, rate=100)
     eventually(lambda: mesh.sequential(CLIENT, CART, 1))
     mesh.lab("kill", "east/shop/cart-1/app")
     assert set(mesh.sequential(CLIENT, CART, 10)) == {"200 east/b/shop/cart-2"}

@@ -33,7 +33,7 @@ def test_traffic_goes_on_without_control_plane_and_etcd_and_changes_arrive_later
         "metadata": {"name": "basket", "namespace": "shop"},
         "spec": {"selector": {"app": "cart"}, "ports": [{"port": 80, "targetPort": 8080, "appProtocol": "http"}]},
     }
-    load = mesh.start_load(CLIENT, CART, rate=100, seconds=12)
+    load = mesh.start_load(CLIENT, CART, rate=100)
     try:
         for piece in ("east/control", "east/etcd"):
             mesh.lab("kill", piece)
@@ -51,7 +51,7 @@ def test_traffic_goes_on_without_control_plane_and_etcd_and_changes_arrive_later
 
 
 def test_a_partition_is_shown_and_local_traffic_does_not_notice(mesh: Isthmus) -> None:
-    load = mesh.start_load(CLIENT, CART, rate=100, seconds=12)
+    load = mesh.start_load(CLIENT, CART, rate=100)
     mesh.lab("cut", "east", "west")
     eventually(lambda: state_of(mesh, "east", "west") == state_of(mesh, "west", "east") == "stale")
     assert state_of(mesh, "east", "south") == "live"

@@ -55,7 +55,7 @@ def keys_on_disk(mesh: Isthmus) -> set[str]:
 def test_intermediate_and_root_rotate_under_load(mesh: Isthmus) -> None:
     kill_carts(mesh, "east", 2)
     before = keys_on_disk(mesh)
-    load = mesh.start_load(CLIENT, CART, rate=100, seconds=25)
+    load = mesh.start_load(CLIENT, CART, rate=100)
     trust(mesh, "rotate", "intermediate", "west", "--root", root_of(mesh), "--wait", "60s")
     trust(mesh, "rotate", "root", "--root", root_of(mesh), "--wait", "60s")
     report = load.report()
@@ -78,7 +78,7 @@ def test_a_root_rotation_waits_for_the_member_that_is_away(mesh: Isthmus) -> Non
 def test_a_revoked_cluster_is_cut_off_and_nobody_else(mesh: Isthmus) -> None:
     kill_carts(mesh, "west", 3)
     eventually(lambda: is_served(mesh, WESTERNER))
-    others = mesh.start_load(CLIENT, CART, rate=100, seconds=20)
+    others = mesh.start_load(CLIENT, CART, rate=100)
     revoke(mesh, "west", "--reason", "test")
     assert not is_served(mesh, WESTERNER)
     assert [row["name"] for row in mesh.ask("east", "clusters") if row["revoked"]] == ["west"]
@@ -91,7 +91,7 @@ def test_a_revoked_cluster_is_cut_off_and_nobody_else(mesh: Isthmus) -> None:
 def test_a_revoked_workload_is_cut_off_and_nobody_else(mesh: Isthmus) -> None:
     kill_carts(mesh, "west", 3)
     eventually(lambda: is_served(mesh, WESTERNER))
-    others = mesh.start_load(CLIENT, CART, rate=100, seconds=15)
+    others = mesh.start_load(CLIENT, CART, rate=100)
     revoke(mesh, "workload", "shop/files@west", "--reason", "test")
     eventually(lambda: not is_served(mesh, WESTERNER))
     revoke(mesh, "workload", "shop/files@west", "--undo")
