@@ -4,6 +4,8 @@ import signal
 
 from hypothesis import settings
 
+pytest_plugins = ("tests.faults.terminal",)  # by its own conftest the table would be known in worker processes only
+
 # Properties have no deadline of their own, since machines differ and are shared.
 settings.register_profile("isthmus", deadline=None)
 settings.load_profile("isthmus")

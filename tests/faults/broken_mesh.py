@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from federation.reports import ClusterReport, StatusReport
 from federation.xds.bootstrap import token_file
 from tests.faults.pictures import Picture, differences, timeless, told
 from tests.faults.row import NotYet, Row, since
+from tests.faults.standstill import check_counted
 from tests.faults.table import Outcome
 from trust.spiffe import GATEWAY_ACCOUNT, SYSTEM_NAMESPACE
 
@@ -37,11 +38,11 @@ _ADMIN = timedelta(seconds=2)  # how long a control plane may take to say someth
 
 
 class BrokenMesh:
-    """One lab of three clusters for all tests here. An async context manager."""
+    """One lab of three clusters for all tests here. `record` is told of each row. An async context manager."""
 
-    def __init__(self, folder: Folder, report: LabReport, manifests: Path, outcomes: list[Outcome]) -> None:
+    def __init__(self, folder: Folder, report: LabReport, manifests: Path, record: Callable[[Outcome], None]) -> None:
         self.manifests = manifests
-        self._outcomes = outcomes
+        self._record = record
         self._report = report
         self._folder = folder
         self._lab = LabClient(folder)
@@ -216,8 +217,14 @@ class BrokenMesh:
     async def check_whole(self) -> None:
         """Raises NotYet unless all clusters are led, hear each other, have no problem and all proxies in step."""
         for cluster in CLUSTERS:
-            await self.leader(cluster)
-            statuses = [await self.status(replica) for replica in self.replicas(cluster)]
+            statuses, views = [], []
+            for replica in self.replicas(cluster):
+                async with self.admin(replica) as admin:
+                    statuses.append(await admin.status())
+                    views.append((replica, await admin.clusters()))
+            leading = [status.replica for status in statuses if status.is_leader]
+            if len(leading) != 1:
+                raise NotYet(f"{cluster} is led by {leading}")
             expected = self._count_proxies(cluster)
             for status in statuses:
                 wrong = [f"{each.subject}: {each.message}" for each in status.problems]
@@ -226,11 +233,12 @@ class BrokenMesh:
             in_step = sum(status.proxies_in_step for status in statuses)
             if not in_step == sum(status.proxies for status in statuses) == expected:
                 raise NotYet(f"{cluster}: {in_step} of {expected} proxies in step")
-            for replica in self.replicas(cluster):
-                for name in CLUSTERS:
-                    member = await self.member(replica, name)
+            for replica, members in views:
+                if unknown := set(CLUSTERS) - {member.name for member in members}:
+                    raise NotYet(f"{replica} does not know {sorted(unknown)}")
+                for member in members:
                     if not member.is_self and (member.state is not Liveness.LIVE or member.problem):
-                        raise NotYet(f"{replica} on {name}: {member.state} {member.problem}")
+                        raise NotYet(f"{replica} on {member.name}: {member.state} {member.problem}")
 
     async def picture(self) -> Picture:
         """Returns what all replicas believe and what all proxies were told."""
@@ -268,7 +276,8 @@ class BrokenMesh:
         """Breaks something under load: calls from the clients of some clusters, which must not fail.
 
         When the body has repaired what it broke, the mesh has to become what it was `before`. With `posts_may_fail`
-        those POSTs may fail that were under way in what was killed or cut.
+        those POSTs may fail that were under way in what was killed or cut. Raises StoodStill when nothing failed that
+        counts, but too little counts.
         """
         row = Row()
         calls = [
@@ -295,9 +304,10 @@ class BrokenMesh:
             wrong = [each for each in lost if each not in starved]
             assert not wrong, f"{len(wrong)} requests failed, such as {wrong[:3]}; fault at {row.struck:.2f}"
             assert len(starved) <= _STARVED * len(attempts), f"{len(starved)} POSTs failed: no machine is so slow"
+            check_counted(every)
             held = True
         finally:
-            self._outcomes.append(row.outcome(fault, [each for call in calls for each in call.attempts], held=held))
+            self._record(row.outcome(fault, [each for call in calls for each in call.attempts], held=held))
             if not held:
                 await self.mend()
 

@@ -2,14 +2,15 @@
 
 east    2 control planes, 1 etcd, 2 gateways; cart in zones a and b; a client
 west    2 control planes, 3 etcds, 2 gateways; cart, and stock, which nobody else has; `ware` is stock by another name,
-        of which east says drop-after=6s
+        of which east says drop-after=4s
 south   believes others gone after 8 s; a client
 
-`pytest -s tests/faults` prints the table.
+`pytest -s tests/faults` prints the table. A row in which this machine stood still is repeated once.
 """
 
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,25 +22,18 @@ from deploy.lab.state import Folder
 from tests.faults.broken_mesh import BrokenMesh
 from tests.faults.pictures import Picture
 from tests.faults.row import since
-from tests.faults.table import Outcome, render
+from tests.faults.standstill import repeated
+from tests.faults.terminal import RecordProperty, record
 from tests.support.mesh import Isthmus
 
-DROP_AFTER = 6  # seconds of silence after which east's callers use no endpoint of `ware`
-_OUTCOMES = pytest.StashKey[list[Outcome]]()
+DROP_AFTER = 4  # seconds of silence after which east's callers use no endpoint of `ware`
 _BEFORE = pytest.StashKey[Picture]()
 _WHOAMI = Path(__file__).parent.parent.parent / "deploy" / "examples" / "whoami.py"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_OUTCOMES] = []
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash[_OUTCOMES]
-    if rows:
-        terminalreporter.section("faults and promises")
-        for line in render(rows):
-            terminalreporter.write_line(line)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if isinstance(item, pytest.Function) and "mesh" in item.fixturenames:
+        item.obj = repeated(item.obj)
 
 
 def service(name: str, *, selected: str = "") -> list[object]:
@@ -144,11 +138,11 @@ def _lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Folder, Lab
 
 
 @pytest.fixture
-async def mesh(_lab: tuple[Folder, LabReport], request: pytest.FixtureRequest) -> AsyncIterator[BrokenMesh]:
+async def mesh(_lab: tuple[Folder, LabReport], record_property: RecordProperty) -> AsyncIterator[BrokenMesh]:
     """The mesh; each row leaves it whole."""
     folder, report = _lab
     manifests = Path(report.file).parent
-    async with BrokenMesh(folder, report, manifests, request.config.stash[_OUTCOMES]) as mesh:
+    async with BrokenMesh(folder, report, manifests, partial(record, record_property)) as mesh:
         yield mesh
 
 

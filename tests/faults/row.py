@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from deploy.lab.load import TIMEOUT, Attempt
+from deploy.lab.load import Attempt
+from tests.faults.standstill import counted
 from tests.faults.table import Outcome
 
 PATIENCE = 60.0  # seconds; deadline of every wait
 _POLL = 0.1  # seconds between two looks
-_LATE = 1.0  # seconds
 _STANDSTILL = 0.1  # seconds that a request is sent late: this machine ran nothing for so long
 _AFTERMATH = 3.0  # seconds after it in which connections break
 _SHORT = 100  # characters of a note
@@ -68,14 +68,12 @@ class Row:
             self.notes.append(f"last to recover: {' '.join(last.split())[:_SHORT]}")
 
     def counted(self, attempts: Sequence[Attempt]) -> list[Attempt]:
-        """Returns the requests that say something of the mesh: not those which this process itself sent, or gave up,
-        more than a second late, because the machine ran nothing meanwhile. How many those are is noted."""
-        limit = TIMEOUT.total_seconds() + _LATE
-        counted = [each for each in attempts if each.sent - each.due < _LATE and each.ended - each.sent < limit]
-        if left := len(attempts) - len(counted):
-            failed = sum(bool(each.failure) for each in attempts) - sum(bool(each.failure) for each in counted)
+        """Returns the requests that say something of the mesh. How many do not is noted."""
+        found = counted(attempts)
+        if left := len(attempts) - len(found):
+            failed = sum(bool(each.failure) for each in attempts) - sum(bool(each.failure) for each in found)
             self.notes.append(f"{left} requests ({failed} failed) not counted: the machine stood still")
-        return counted
+        return found
 
     def starved(self, lost: Sequence[Attempt], attempts: Sequence[Attempt]) -> list[Attempt]:
         """Returns those POSTs among `lost` that failed when, as is seen from all `attempts`, this machine stood still.

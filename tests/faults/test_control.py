@@ -5,7 +5,7 @@ import yaml
 from deploy.lab.links import LinkState
 from deploy.lab.reports import Action
 from tests.faults.broken_mesh import CART, CLIENT, BrokenMesh
-from tests.faults.conftest import service
+from tests.faults.conftest import DROP_AFTER, service
 from tests.faults.pictures import Picture
 from tests.faults.row import NotYet
 
@@ -103,7 +103,9 @@ async def test_a_partition_without_a_local_control_plane_drops_what_may_be_dropp
         await mesh.act(Action.KILL, "east/control")
         await mesh.link("east", "west", LinkState.SILENT)
         await row.detects("clusters of west: east is stale", lambda: mesh.sees("west", "east", "stale"))
-        await row.notices("Envoy itself dropped ware (6 s) after", lambda: mesh.has_endpoints(CLIENT, "ware", {}))
+        await row.notices(
+            f"Envoy itself dropped ware ({DROP_AFTER} s) after", lambda: mesh.has_endpoints(CLIENT, "ware", {})
+        )
         await mesh.has_endpoints(CLIENT, "cart", {"east": 2, "west": 1})
         await mesh.link("east", "west", LinkState.OPEN)
         await mesh.act(Action.START, "east/control")

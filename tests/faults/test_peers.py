@@ -3,6 +3,7 @@
 from deploy.lab.links import LinkState
 from deploy.lab.reports import Action
 from tests.faults.broken_mesh import CART, CLIENT, BrokenMesh
+from tests.faults.conftest import DROP_AFTER
 from tests.faults.pictures import Picture
 from tests.faults.row import since
 
@@ -16,7 +17,9 @@ async def test_a_partition_keeps_endpoints(mesh: BrokenMesh, before: Picture) ->
         await row.detects("clusters: stale on both sides", lambda: _both_see(mesh, "east", "west", "stale"))
         await mesh.has_endpoints(CLIENT, "cart", {"east": 2, "west": 1})
         await mesh.has_endpoints(CLIENT, "stock", {"west": 1})
-        await row.notices("ware (drop after 6 s) is dropped after", lambda: mesh.has_endpoints(CLIENT, "ware", {}))
+        await row.notices(
+            f"ware (drop after {DROP_AFTER} s) is dropped after", lambda: mesh.has_endpoints(CLIENT, "ware", {})
+        )
         await mesh.has_endpoints(CLIENT, "stock", {"west": 1})
         await mesh.link("east", "west", LinkState.OPEN)
         row.mends()
