@@ -24,6 +24,7 @@ PROXIES = "isthmus.proxies"
 PROXIES_IN_STEP = "isthmus.proxies.in_step"
 PUSHES = "isthmus.pushes"
 REFUSALS = "isthmus.refusals"
+CROWDED = "isthmus.streams.crowded"
 REJECTIONS = "isthmus.rejections"
 PEERS = "isthmus.peers"
 FINDINGS = "isthmus.findings"
@@ -97,6 +98,7 @@ class Telemetry:
         )
         self._pushes = meter.create_counter(PUSHES, description="Responses sent to proxies.")
         self._refusals = meter.create_counter(REFUSALS, description="Responses that proxies refused.")
+        self._crowded = meter.create_counter(CROWDED, description="Streams that ended because a proxy had too many.")
         self._issued = meter.create_counter(ISSUED, description="Certificates made, by whom they are for.")
         self._issuance_refused = meter.create_counter(
             ISSUANCE_REFUSED, description="Certificates that were asked for and not made."
@@ -151,6 +153,10 @@ class Telemetry:
     def refused(self, type_name: str) -> None:
         """Notes a response that a proxy refused."""
         self._refusals.add(1, {TYPE: type_name})
+
+    def crowded(self, role: str) -> None:
+        """Notes a stream that ended because its proxy, a "sidecar" or a "gateway", had too many."""
+        self._crowded.add(1, {ROLE: role})
 
     def issued(self, role: str) -> None:
         """Notes a certificate for a "sidecar", a "gateway" or the "control" plane."""

@@ -164,6 +164,7 @@ class Member:
             on_converged=telemetry.converged,
             on_pushed=lambda type_url: telemetry.pushed(short_type(type_url)),
             on_rejected=lambda type_url: telemetry.refused(short_type(type_url)),
+            on_crowded=lambda role: telemetry.crowded(role.value),
             max_age=options.stream_max_age,
         )
         self.trust_backend = TrustBackend(

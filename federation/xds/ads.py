@@ -2,6 +2,9 @@
 
 A stream lives thirty minutes at most (`MAX_AGE`, three minutes more or less): it is ended with UNAVAILABLE "time to
 authenticate again". Envoy comes back, shows its token anew, and is sent nothing that it has.
+
+A proxy has one stream, and for some seconds those before it, which are dead and not known to be. So the newest count,
+and the oldest beyond MOST_STREAMS ends: who holds a token can open no more than that for each pod that it is good for.
 """
 
 import asyncio
@@ -15,13 +18,14 @@ import grpc
 import msgspec
 from envoy.config.core.v3.base_pb2 import Node
 
-from federation.model import ProxyScope, Trust
+from federation.model import ProxyRole, ProxyScope, Trust
 from federation.proxy_trust import ProxyTrust
 from federation.snapshot import Snapshot
 from federation.store import MeshStore
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
 from federation.xds.server import (
     ADS_SERVICE,
+    Exhausted,
     ServicerContext,
     Unavailable,
     delta_handler,
@@ -42,6 +46,8 @@ from trust.spiffe import Identity
 
 __all__ = [
     "MAX_AGE",
+    "MOST_STREAMS",
+    "MOST_STREAMS_OF_GATEWAYS",
     "Admission",
     "Admitted",
     "AdsServer",
@@ -65,6 +71,11 @@ _APPEAR_LIMIT = timedelta(seconds=3)  # longer than a source needs to show a pod
 
 MAX_AGE = timedelta(minutes=30)
 """Of a stream, until its proxy has to authenticate again."""
+MOST_STREAMS = 4
+"""Of one proxy: it comes back at most that often before keepalive has found out about a connection that died."""
+MOST_STREAMS_OF_GATEWAYS = 200
+"""Of all gateways together, for one more to come: the picture holds no gateways, so that a token of theirs is good for
+any number of names."""
 _AGE_JITTER = 0.1  # part of the age, either way: proxies that came together do not come back together
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -150,11 +161,13 @@ class AdsServer:
         on_converged: Callable[[timedelta, bool], None],
         on_pushed: Callable[[TypeUrl], None],
         on_rejected: Callable[[TypeUrl], None],
+        on_crowded: Callable[[ProxyRole], None],
         quiet: timedelta = timedelta(milliseconds=10),
         settle_limit: timedelta = timedelta(seconds=10),
         max_age: timedelta = MAX_AGE,
     ) -> None:
         """`on_converged` is told the time from a change to its last ACK by a proxy, and whether a peer made it.
+        `on_crowded` is told of each stream that ends because its proxy, or the gateways together, have too many.
 
         `quiet` is how long a proxy's stream waits for further changes once there is one: a burst is one push.
         `settle_limit` bounds how long one unanswered response holds back the others. `max_age` of a stream is jittered
@@ -168,10 +181,11 @@ class AdsServer:
         self._on_converged = on_converged
         self._on_pushed = on_pushed
         self._on_rejected = on_rejected
+        self._on_crowded = on_crowded
         self._quiet = quiet.total_seconds()
         self._settle_limit = settle_limit
         self._max_age = max_age
-        self._sessions: set[Session] = set()
+        self._sessions: dict[str, list[Session]] = {}  # by node, the newest last
         self._compiled: dict[ProxyScope, ResourceSet] = {}  # of the newest revision asked for
         self._compiled_revision = -1
 
@@ -182,8 +196,7 @@ class AdsServer:
 
     def proxies(self) -> tuple[ProxyStatus, ...]:
         """The proxies on this replica's streams now, by node. Of one that reconnects, its newest stream."""
-        newest = {session.node.id: session for session in sorted(self._sessions, key=lambda one: one.connected_since)}
-        return tuple(newest[node].status() for node in sorted(newest))
+        return tuple(sessions[-1].status() for _, sessions in sorted(self._sessions.items()))
 
     async def _serve(self, context: ServicerContext) -> None:
         first = await read_first(context)
@@ -206,11 +219,13 @@ class AdsServer:
             on_trust=self._acknowledgements.note,
             known=self._acknowledgements.record(node.id),
         )
-        self._sessions.add(session)
+        self._make_room(session)
+        self._sessions.setdefault(node.id, []).append(session)
         log.info("proxy connected", extra={"node": node.id})
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch(node, admitted))
+                displacing = group.create_task(_displacement(session))
                 await serve_stream(
                     context,
                     first,
@@ -220,10 +235,28 @@ class AdsServer:
                     settle_limit=self._settle_limit,
                 )
                 watching.cancel()
+                displacing.cancel()
         finally:
-            self._sessions.discard(session)
+            self._sessions[node.id].remove(session)
+            if not self._sessions[node.id]:
+                del self._sessions[node.id]
             session.end()
             log.info("proxy left", extra={"node": node.id})
+
+    def _make_room(self, session: Session) -> None:
+        """Ends what a proxy has too much with its new stream; raises Exhausted when that may not be had at all."""
+        node, role = session.node.id, session.scope.audience.role
+        own = [one for one in self._sessions.get(node, ()) if not one.displaced.is_set()]
+        if role is ProxyRole.GATEWAY and not own:
+            gateways = [of for of in self._sessions.values() if of[0].scope.audience.role is ProxyRole.GATEWAY]
+            count = sum(map(len, gateways))
+            if count >= MOST_STREAMS_OF_GATEWAYS:
+                self._on_crowded(role)
+                raise Exhausted(f"the gateways of this cluster have {count} streams here already")
+        for oldest in own[: max(0, len(own) + 1 - MOST_STREAMS)]:
+            log.warning("proxy has too many streams", extra={"node": node, "streams": len(own)})
+            oldest.displaced.set()
+            self._on_crowded(role)
 
     async def _watch(self, node: ProxyNode, admitted: Admitted) -> None:
         """Ends a stream, by raising Refused, when its proof is no longer good or has to be shown again."""
@@ -291,6 +324,12 @@ class AdsServer:
         if changed is not None:
             moment, is_remote = changed
             self._on_converged(max(now - moment, timedelta()), is_remote)  # a peer's clock may be ahead of ours
+
+
+async def _displacement(session: Session) -> None:
+    """Ends a stream, by raising Exhausted, when newer ones of its proxy take its place."""
+    await session.displaced.wait()
+    raise Exhausted(f"{session.node.id} has {MOST_STREAMS} newer streams here")
 
 
 def _offered(snapshot: Snapshot, issued: Issued) -> Offered:

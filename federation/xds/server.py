@@ -64,6 +64,12 @@ class Unavailable(Refused):
     code = grpc.StatusCode.UNAVAILABLE
 
 
+class Exhausted(Refused):
+    """The other side has as many streams as it may have."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 class StreamObserver(Protocol):
     """Who is told what happens on a stream, as it happens."""
 

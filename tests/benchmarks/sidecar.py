@@ -44,6 +44,7 @@ class SimulatedSidecar:
             on_converged=self._note,
             on_pushed=lambda _: None,
             on_rejected=lambda _: None,
+            on_crowded=lambda _: None,
         )
         server = grpc.aio.server(options=SERVER_OPTIONS)
         server.add_generic_rpc_handlers((ads.handler,))

@@ -53,9 +53,11 @@ def test_what_happens_is_counted_by_type(telemetry: Telemetry) -> None:
     telemetry.pushed("Cluster")
     telemetry.pushed("Cluster")
     telemetry.refused("Listener")
+    telemetry.crowded("sidecar")
     lines = telemetry.text().decode().splitlines()
     assert 'isthmus_pushes_total{type="Cluster"} 2.0' in lines
     assert 'isthmus_refusals_total{type="Listener"} 1.0' in lines
+    assert 'isthmus_streams_crowded_total{role="sidecar"} 1.0' in lines
 
 
 def test_trust_is_measured_with_bounded_labels(telemetry: Telemetry, reading: Reading) -> None:

@@ -150,6 +150,7 @@ class World:
         self.converged: list[tuple[timedelta, bool]] = []
         self.pushed: Counter[TypeUrl] = Counter()
         self.rejected: Counter[TypeUrl] = Counter()
+        self.crowded: Counter[ProxyRole] = Counter()
         self.ads = self._make_server()
 
     def show(self, resources: ResourceSet) -> None:
@@ -246,6 +247,7 @@ class World:
             on_converged=lambda span, is_remote: self.converged.append((span, is_remote)),
             on_pushed=lambda type_url: self.pushed.update([type_url]),
             on_rejected=lambda type_url: self.rejected.update([type_url]),
+            on_crowded=lambda role: self.crowded.update([role]),
             settle_limit=settle_limit,
             max_age=self.max_age,
         )
