@@ -2,7 +2,7 @@
 
 east    2 control planes, 1 etcd, 2 gateways; cart in zones a and b; a client
 west    2 control planes, 3 etcds, 2 gateways; cart, and stock, which nobody else has; `ware` is stock by another name,
-        of which east says drop-after=4s
+        of which east says drop-after=6s
 south   believes others gone after 8 s; a client
 
 `pytest -s tests/faults` prints the table. A row in which this machine stood still is repeated once.
@@ -26,7 +26,7 @@ from tests.faults.standstill import repeated
 from tests.faults.terminal import RecordProperty, record
 from tests.support.mesh import Isthmus
 
-DROP_AFTER = 4  # seconds of silence after which east's callers use no endpoint of `ware`
+DROP_AFTER = 6  # seconds of silence after which east's callers use no endpoint of `ware`
 _BEFORE = pytest.StashKey[Picture]()
 _WHOAMI = Path(__file__).parent.parent.parent / "deploy" / "examples" / "whoami.py"
 
