@@ -2,14 +2,14 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.support.envoy import PATIENCE
+from tests.support.envoy import PATIENCE, Envoy
 from tests.support.running_mesh import Mesh, run_mesh
 from tests.support.two_clusters import HTTP_PORT, far
 from tests.support.waiting import eventually
@@ -119,12 +119,10 @@ async def test_a_get_finds_the_last_pod_alive_of_five_in_three_priorities(mesh: 
     try:
         async with aiohttp.ClientSession() as session:
             for _ in range(2):  # which pod of west is tried first is chance
-                assert await _answer(session, mesh) == "west/a/shop/server-3"
                 await _nobody_is_ejected(mesh)
+                assert await _answer(session, mesh) == "west/a/shop/server-3"
     finally:
-        for sidecar in dead:
-            await sidecar.start()
-            await sidecar.wait_live()
+        await _revive(dead)
 
 
 async def test_ejected_pods_get_no_calls_while_one_of_three_is_left(mesh: Mesh) -> None:
@@ -134,16 +132,14 @@ async def test_ejected_pods_get_no_calls_while_one_of_three_is_left(mesh: Mesh) 
         await sidecar.kill()
     try:
         async with aiohttp.ClientSession() as session:
-            while (await client.get("/clusters")).count("failed_outlier_check") < 2:
+            while await _ejected(mesh, "page") < 2:
                 assert await _answer(session, mesh, "page") == "west/a/shop/server-3"
             before = await client.stat(retries)
             assert {await _answer(session, mesh, "page") for _ in range(60)} == {"west/a/shop/server-3"}
             # Two of three calls would need one; those few come from a pod that is tried again after its ejection.
             assert await client.stat(retries) - before < 30
     finally:
-        for sidecar in dead:
-            await sidecar.start()
-            await sidecar.wait_live()
+        await _revive(dead)
 
 
 async def _answer(session: aiohttp.ClientSession, mesh: Mesh, service: str = "cart") -> str:
@@ -154,6 +150,20 @@ async def _answer(session: aiohttp.ClientSession, mesh: Mesh, service: str = "ca
 
 async def _nobody_is_ejected(mesh: Mesh) -> None:
     await mesh.sidecars["east/client"].wait_for("/clusters", lambda page: "failed_outlier_check" not in page)
+
+
+async def _ejected(mesh: Mesh, service: str) -> int:
+    """Returns how many pods of a service the client has ejected, those of its other services apart."""
+    page = await mesh.sidecars["east/client"].get("/clusters")
+    lines = [line for line in page.splitlines() if line.startswith(f"outbound|80|{far(service)}::")]
+    return sum("failed_outlier_check" in line for line in lines)
+
+
+async def _revive(dead: Sequence[Envoy]) -> None:
+    for sidecar in dead:
+        await sidecar.start()
+    for sidecar in dead:
+        await sidecar.wait_live()
 
 
 async def test_one_sick_pod_is_ejected_alone(mesh: Mesh) -> None:
