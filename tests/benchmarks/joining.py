@@ -35,13 +35,13 @@ from federation.snapshot import EMPTY, Change, Section, Snapshot, apply
 from federation.staleness import silences, vouching_period
 from federation.xds.protocol import DeltaStream, Order
 from federation.xds.resources import TypeUrl
-from tests.benchmarks.plan import NAMESPACE, Plan, name_of, objects_of, settings_of
+from tests.benchmarks.plan import NAMESPACE, Plan, objects_of, settings_of
 from trust.spiffe import ClusterName, Identity, gateway_identity
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _CERTIFICATE = "-----BEGIN CERTIFICATE-----\n" + "A" * 900 + "\n-----END CERTIFICATE-----\n"  # as long as a real one
-_OWN = 1  # the number of the member that is looked at
-NEWCOMERS = range(201, 10_000, 20)
+_APART = 10_000  # between the numbers of the members of two pictures
+NEWCOMERS = range(201, _APART, 20)
 """Numbers for members that join, whoever is there: the first of those that share services, and all of one region. Each
 is to be used once: what has been compiled of a member need not be compiled again."""
 
@@ -64,11 +64,11 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 class OldMember:
-    """Member 1 as its control plane sees the mesh, with a sidecar and a gateway. `cpu` are seconds by step."""
+    """A member as its control plane sees the mesh, with a sidecar and a gateway. `cpu` are seconds by step."""
 
-    def __init__(self, plan: Plan, picture: Snapshot) -> None:
+    def __init__(self, plan: Plan, picture: Snapshot, *, number: int = 1) -> None:
         self.cpu: dict[str, float] = {}
-        self._settings = _settings(plan, _OWN)
+        self._settings = _settings(plan, number)
         self._picture = picture
         self._compiler = Compiler(self._settings, ["127.0.0.1"])
         self._sidecar, self._gateway = _sidecar(self._settings, picture), _gateway(self._settings)
@@ -81,6 +81,13 @@ class OldMember:
         with_findings = [[change, Change(Section.FINDINGS, f"etcd {change.key}", None)] for change in batch]
         self._picture = self._timed("picture", lambda: _applied(self._picture, with_findings))
         self._follow()
+
+    def go_back_to(self, picture: Snapshot) -> None:
+        """Forgets what was taken since an earlier picture, and what it cost."""
+        # The revision grows: to be at an old one again would mean that nothing has changed.
+        self._picture = msgspec.structs.replace(picture, revision=self._picture.revision + 1)
+        self._follow()
+        self.cpu.clear()
 
     def look(self) -> None:
         """Looks for what does not work, as each second."""
@@ -124,10 +131,10 @@ class _Proxy:
             self._stream.receive(DeltaDiscoveryRequest(type_url=TypeUrl.ENDPOINTS, resource_names_subscribe=new))
 
 
-def picture_of(plan: Plan, members: int) -> Snapshot:
-    """Returns what member 1 sees of a mesh of so many."""
-    changes = [*objects_of(plan, _OWN)]
-    for number in range(_OWN + 1, members + 1):
+def picture_of(plan: Plan, members: int, *, first: int = 1) -> Snapshot:
+    """Returns what the `first` member sees of a mesh of so many, which are numbered from there."""
+    changes = [*objects_of(plan, first)]
+    for number in range(first + 1, first + members):
         changes += (change for batch in joining(plan, number) for change in batch)
     return apply(EMPTY, changes)
 
@@ -136,7 +143,7 @@ def joining(plan: Plan, number: int) -> tuple[Batch, ...]:
     """Returns how a member comes into the picture of another: as hearsay, by its own word, heard, with its services."""
     settings = _settings(plan, number)
     name, member = settings.name, exports.own_member(settings, certificate=_CERTIFICATE)
-    hearsay = msgspec.structs.replace(member, introduced_by=name_of(_OWN))
+    hearsay = msgspec.structs.replace(member, introduced_by="another")
     return (
         [Change(Section.MEMBERS, name, hearsay)],
         [Change(Section.MEMBERS, name, member)],
@@ -162,13 +169,18 @@ def events(plan: Plan, picture: Snapshot, *, newcomer: int) -> Mapping[str, tupl
 def measure(plan: Plan, sizes: Iterable[int], *, tries: int = 5) -> Iterator[tuple[int, Mapping[str, Cost]]]:
     """Yields what each event costs, by its name, in pictures of these numbers of members."""
     newcomers = iter(NEWCOMERS)
-    for size in sizes:
-        picture = picture_of(plan, size)
+    for place, size in enumerate(sizes):
+        first = place * _APART + 1  # nobody is in two pictures: what is compiled for one is of no use to another
+        picture = picture_of(plan, size, first=first)
+        old = OldMember(plan, picture, number=first)
         found = {}
         for event, batches in events(plan, picture, newcomer=next(newcomers)).items():
-            anew = done_anew(OldMember(plan, picture), batches)
-            again = (events(plan, picture, newcomer=next(newcomers))[event] for _ in range(tries))
-            cpu = [_cpu(OldMember(plan, picture), batches) for batches in again]
+            anew = done_anew(old, batches)
+            cpu = []
+            for _ in range(tries):
+                old.go_back_to(picture)
+                cpu.append(_cpu(old, events(plan, picture, newcomer=next(newcomers))[event]))
+            old.go_back_to(picture)
             found[event] = Cost({step: min(one[step] for one in cpu) for step in cpu[0]}, anew)
         yield size, found
 
@@ -222,7 +234,7 @@ def _cpu(old: OldMember, batches: Sequence[Batch]) -> Mapping[str, float]:
         old.look()
     finally:
         gc.enable()
-    return old.cpu
+    return dict(old.cpu)
 
 
 def _applied(picture: Snapshot, together: Iterable[Sequence[Change]]) -> Snapshot:
