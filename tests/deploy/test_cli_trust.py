@@ -205,7 +205,7 @@ async def test_a_member_that_is_away_is_named_and_gets_what_it_missed(root: Path
         for name in ("east", "west"):
             await run("join", name, *of_root)
 
-        both = await run.json("revoke", "workload", "shop/web", "--wait", "10s")
+        both = await run.json("revoke", "workload", "shop/web", "--wait", "60s")
         assert {one["cluster"]: one["state"] for one in both["members"]} == {"east": "in-force", "west": "in-force"}
         alone = await run.json("revoke", "west", "--reason", "stolen")
         assert [(one["cluster"], one["state"]) for one in alone["members"]] == [("east", "in-force")]
@@ -230,7 +230,7 @@ async def test_a_member_that_is_away_is_named_and_gets_what_it_missed(root: Path
         assert (forced["forced"], forced["stage"], forced["granted"]) == (["announced"], "signing", ["east"])
 
         await west.start()
-        done = await run.json("trust", "rotate", "root", *of_root, "--wait", "20s")
+        done = await run.json("trust", "rotate", "root", *of_root, "--wait", "60s")
         assert (done["isDone"], done["granted"], done["caughtUp"]) == (True, ["west"], ["west"])
         status = await run.json("trust", "status", *of_root)
         assert status["roots"][0]["trustedBy"] == ["east", "west"]
