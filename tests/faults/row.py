@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from deploy.lab.load import Attempt
 from tests.faults.standstill import counted
@@ -13,6 +14,8 @@ _STANDSTILL = 0.1  # seconds that a request is sent late: this machine ran nothi
 _AFTERMATH = 3.0  # seconds after it in which connections break
 _SHORT = 100  # characters of a note
 _TIME_TO_NOTICE = 1.0  # seconds until a proxy knows that a frozen gateway is one: what it sent there is under way
+
+_Answer = TypeVar("_Answer")
 
 
 class NotYet(Exception):
@@ -123,21 +126,20 @@ class Row:
 
 async def since(moment: float, check: Callable[[], Awaitable[None]]) -> float:
     """Waits until `check` raises NotYet no more; returns the seconds since a moment. Fails after PATIENCE."""
+    await answer(check)
+    return _now() - moment
+
+
+async def answer(ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """Waits until `ask` raises NotYet no more; returns what it does. Fails after PATIENCE."""
     deadline = _now() + PATIENCE
     while True:
-        wrong = await _wrong(check)
-        if not wrong:
-            return _now() - moment
+        try:
+            return await ask()
+        except NotYet as error:
+            wrong = str(error)
         assert _now() < deadline, f"not within {PATIENCE:.0f} s: {wrong}"
         await asyncio.sleep(_POLL)
-
-
-async def _wrong(check: Callable[[], Awaitable[None]]) -> str:
-    try:
-        await check()
-    except NotYet as error:
-        return str(error)
-    return ""
 
 
 def _now() -> float:

@@ -7,7 +7,7 @@ from deploy.lab.reports import Action
 from tests.faults.broken_mesh import CART, CLIENT, BrokenMesh
 from tests.faults.conftest import DROP_AFTER, service
 from tests.faults.pictures import Picture
-from tests.faults.row import NotYet
+from tests.faults.row import NotYet, answer
 
 
 class News:
@@ -47,7 +47,7 @@ async def left_alone(mesh: BrokenMesh, replica: str) -> None:
 async def _lose_leader(mesh: BrokenMesh, before: Picture, fault: str, action: Action, undo: Action) -> None:
     news = News(mesh)
     async with mesh.row(fault, before) as row:
-        old = await mesh.leader("east")
+        old = await answer(lambda: mesh.leader("east"))
         row.strikes()
         await mesh.act(action, old)
         news.tell()
@@ -71,7 +71,7 @@ async def test_the_leader_is_paused(mesh: BrokenMesh, before: Picture) -> None:
 async def test_the_leader_is_cut_from_etcd(mesh: BrokenMesh, before: Picture) -> None:
     news = News(mesh)
     async with mesh.row("control leader cut from etcd", before) as row:
-        old = await mesh.leader("east")
+        old = await answer(lambda: mesh.leader("east"))
         row.strikes()
         await mesh.link(old, "east/etcd", LinkState.SILENT)
         news.tell()

@@ -4,12 +4,13 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 from deploy.lab.links import LinkState
 from deploy.lab.reports import Action
 from tests.faults.broken_mesh import BrokenMesh
 from tests.faults.pictures import Picture
-from tests.faults.row import NotYet
+from tests.faults.row import NotYet, answer
 
 ETCD = "east/etcd"
 
@@ -36,19 +37,19 @@ async def test_etcd_is_killed(mesh: BrokenMesh, before: Picture) -> None:
 
 async def test_etcd_is_paused(mesh: BrokenMesh, before: Picture, pause: float) -> None:
     async with mesh.row(f"etcd paused {pause:.0f} s", before) as row:
-        streams = [await mesh.streams(replica) for replica in mesh.replicas("east")]
+        streams = await answer(lambda: _streams(mesh))
         row.strikes()
         await mesh.act(Action.PAUSE, ETCD)
         await row.detects("status: etcd", lambda: says(mesh, "east", "etcd", ""))
         await row.lasts(pause)
         await mesh.act(Action.RESUME, ETCD)
         row.mends()
-    assert [await mesh.streams(replica) for replica in mesh.replicas("east")] == streams, "no replica is better off"
+    assert await answer(lambda: _streams(mesh)) == streams, "no replica is better off"
 
 
 async def test_etcd_comes_back_empty(mesh: BrokenMesh, before: Picture) -> None:
     async with mesh.row("etcd wiped", before) as row:
-        records = await mesh.records(ETCD)
+        records = await answer(lambda: mesh.records(ETCD))
         row.strikes()
         await mesh.act(Action.WIPE, ETCD)
         await row.detects("status: etcd", lambda: says(mesh, "east", "etcd", ""))
@@ -105,6 +106,10 @@ async def test_one_etcd_of_three_is_lost(mesh: BrokenMesh, before: Picture) -> N
         await mesh.is_led("west")
         await mesh.act(Action.START, "west/etcd-1")
         row.mends()
+
+
+async def _streams(mesh: BrokenMesh) -> list[dict[str, datetime]]:
+    return [await mesh.streams(replica) for replica in mesh.replicas("east")]
 
 
 async def _put(mesh: BrokenMesh, key: str) -> None:
