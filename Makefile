@@ -34,7 +34,7 @@ test: check ## check and all tests: four files at once, but those that break or 
 	$(BIN)/pytest --numprocesses 4 --dist loadfile --ignore tests/faults --ignore tests/system
 	$(BIN)/pytest tests/faults tests/system
 
-bench: venv ## 50 members with 1,000 exported services on this machine: what they cost, how fast they are (6 minutes)
+bench: venv ## 50 members with 1,000 exported services on this machine: what they cost, how fast they are (8 minutes, idle machine)
 	$(BIN)/python -m tests.benchmarks simulation
 
 lock: ## renew requirements.lock from pyproject.toml
