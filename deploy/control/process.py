@@ -36,6 +36,7 @@ from federation.etcd.election import Election, Leadership
 from federation.model import ADS_PORT, CONTROL_ADMIN_PORT, FEDERATION_PORT, ProxyRole, ServiceKey
 from federation.names import departure_key, host_port, member_key
 from federation.peering.farewells import Farewells
+from federation.peering.freshness import answer_limit
 from federation.peering.offer import ListenerStatus, Offer
 from federation.peering.peers import Peers, PeerStatus
 from federation.peering.publisher import Publisher
@@ -48,7 +49,7 @@ from federation.store import MeshStore
 from federation.telemetry import Telemetry
 from federation.xds.ads import AdsServer, ProxyStatus
 from federation.xds.loads import LoadServer
-from federation.xds.server import SERVER_OPTIONS
+from federation.xds.server import SERVER_OPTIONS, patient_options
 from trust.attestation import Door
 from trust.audit import AuditEvent, AuditKind
 from trust.enrolment import Enrolment, Membership
@@ -283,9 +284,11 @@ class Member:
             ADS_PORT,
             identity.server_credentials(wants_clients=False),
             self._entrance,
+            SERVER_OPTIONS,
         )
         peers = identity.server_credentials(wants_clients=True)
-        federation = _server((self._offer.handler,), address, FEDERATION_PORT, peers, self._entrance)
+        options = patient_options(answer_limit(self._options.settings.thresholds))
+        federation = _server((self._offer.handler,), address, FEDERATION_PORT, peers, self._entrance, options)
         try:
             await ads.start()
             await federation.start()
@@ -362,8 +365,9 @@ def _server(
     port: int,
     credentials: grpc.ServerCredentials,
     entrance: Entrance,
+    options: tuple[tuple[str, int], ...],
 ) -> grpc.aio.Server:
-    server = grpc.aio.server(interceptors=[entrance], options=SERVER_OPTIONS)
+    server = grpc.aio.server(interceptors=[entrance], options=options)
     server.add_generic_rpc_handlers(handlers)
     where = host_port(address, port)
     try:

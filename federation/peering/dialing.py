@@ -21,6 +21,7 @@ from pathlib import Path
 import grpc
 
 from federation.model import GatewayAddress
+from federation.peering.freshness import SHORTEST_ANSWER
 from trust.certificates import CertificateRefused, load_certificate, spiffe_identity
 from trust.issuance import X509Svid
 from trust.spiffe import ClusterName, MeshDomain, control_dns_name, control_identity, spiffe_id
@@ -28,7 +29,6 @@ from trust.spiffe import ClusterName, MeshDomain, control_dns_name, control_iden
 LARGEST_RESPONSE = 16 * 1024 * 1024
 """Bytes. What a peer offers comes in portions of a megabyte, or one record; gRPC refuses more before it is read."""
 
-_CONNECT_LIMIT = timedelta(seconds=5)
 _CLOSE_LIMIT = timedelta(seconds=1)
 _CHUNK = 256 * 1024  # bytes read at once
 
@@ -39,14 +39,21 @@ class PeerUnavailable(Exception):
 
 @asynccontextmanager
 async def open_channel(
-    gateway: GatewayAddress, *, peer: ClusterName, domain: MeshDomain, svid: X509Svid, trust_bundle: bytes
+    gateway: GatewayAddress,
+    *,
+    peer: ClusterName,
+    domain: MeshDomain,
+    svid: X509Svid,
+    trust_bundle: bytes,
+    limit: timedelta = SHORTEST_ANSWER,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Gives a channel to the control plane of `peer`, whose identity has been proved; raises PeerUnavailable.
 
+    `limit` is how long it may take to connect.
     The channel lives as long as its one connection: it does not connect again.
     """
     try:
-        async with asyncio.timeout(_CONNECT_LIMIT.total_seconds()):
+        async with asyncio.timeout(limit.total_seconds()):
             reader, writer = await asyncio.open_connection(
                 gateway.address,
                 gateway.port,
@@ -55,7 +62,7 @@ async def open_channel(
                 limit=_CHUNK,
             )
     except TimeoutError:
-        raise PeerUnavailable(f"unavailable: no connection within {_CONNECT_LIMIT.total_seconds():g} s") from None
+        raise PeerUnavailable(f"unavailable: no connection within {limit.total_seconds():g} s") from None
     except ssl.SSLCertVerificationError as error:
         raise PeerUnavailable(f"not believed: its certificate is refused: {error.verify_message}") from error
     except OSError as error:

@@ -22,6 +22,8 @@ SHORTEST_STALE = 2 * BEAT_PERIOD
 """Least of `stale_after`: with less, one beat that is late would count as silence."""
 TELL_EVERY = timedelta(seconds=5)
 """While a peer lives, its record in etcd is renewed this often: the time a new leader may be wrong about it."""
+SHORTEST_ANSWER = timedelta(seconds=5)
+_LONGEST_ANSWER = timedelta(seconds=15)
 LOOK_EVERY = timedelta(milliseconds=500)
 """How often silence is measured."""
 _LONGEST_LOOK = 2 * LOOK_EVERY
@@ -37,6 +39,15 @@ def beat_period(thresholds: Thresholds) -> timedelta:
 def longest_silence(thresholds: Thresholds) -> timedelta:
     """Returns the silence of a stream after which it is made anew, through another gateway."""
     return max(LONGEST_SILENCE, (_BEATS - 1) * beat_period(thresholds))
+
+
+def answer_limit(thresholds: Thresholds) -> timedelta:
+    """Returns how long a peer may take to let us connect, or to answer a ping, before it is given up.
+
+    It grows with the patience for silence: where machines are so busy that the one takes long, so does the other. It
+    ends at 15 s: so long a gateway that swallows everything is tried before the next one.
+    """
+    return min(max(SHORTEST_ANSWER, beat_period(thresholds)), _LONGEST_ANSWER)
 
 
 class Silence:

@@ -60,7 +60,7 @@ REFUSAL = "refusal"
 _HOLD = LONGEST_SILENCE - BEAT_PERIOD
 """How long a peer waits at most for its first answer until it is in the picture: not until it thinks us silent."""
 _MOST_STREAMS = 16
-"""Of one peer. It needs one; those that broke unnoticed are given up within 15 seconds."""
+"""Of one peer. It needs one; those that broke unnoticed are given up within 15 to 25 seconds."""
 _TRUST_QUIET = timedelta(milliseconds=100)
 """Between two statements: the proxies of a cluster answer one after another."""
 

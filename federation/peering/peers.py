@@ -6,10 +6,9 @@ differences after a reconnect. What cannot be believed is refused with a reason 
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from random import uniform
 
 import msgspec
 from envoy.config.core.v3.base_pb2 import Node
@@ -24,13 +23,22 @@ from federation.peering.beats import PACE
 from federation.peering.diagnosis import diagnose
 from federation.peering.dialing import PeerUnavailable, open_channel
 from federation.peering.exports import short_line
-from federation.peering.freshness import LOOK_EVERY, Silence, beat_period, is_worth_telling, judge, longest_silence
+from federation.peering.freshness import (
+    LOOK_EVERY,
+    Silence,
+    answer_limit,
+    beat_period,
+    is_worth_telling,
+    judge,
+    longest_silence,
+)
 from federation.peering.intake import KINDS, Intake
 from federation.peering.listening import NOT_UNDERSTOOD, listen
 from federation.peering.membership import REVOKED, why_revoked
 from federation.peering.news import News, pass_on
 from federation.peering.offer import INTRODUCTION, REFUSAL
 from federation.peering.records import write_records
+from federation.peering.redials import Turns, draw
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper, issuer_of, own_issuer, spread
 from federation.snapshot import Snapshot
@@ -43,8 +51,6 @@ from trust.spiffe import ClusterName
 
 log = logging.getLogger(__name__)
 
-_FIRST_BACK_OFF = timedelta(milliseconds=100)
-_MAX_BACK_OFF = timedelta(seconds=2)
 _STREAM = "Stream"
 """Stands among the rejections for all that a peer said on a stream, when it could not be understood."""
 _MOST_REJECTIONS = 32
@@ -81,7 +87,7 @@ class PeerStatus(msgspec.Struct, frozen=True):
 @dataclass
 class _Hearing:
     """What this leader knows of one peer by listening. `told` is the last verdict in etcd, at first of whoever led
-    before, and `known` the silence that it had measured."""
+    before, and `known` the silence that it had measured. `is_missed`: it is spoken with, and not heard now."""
 
     silence: Silence
     told: Freshness | None
@@ -90,6 +96,7 @@ class _Hearing:
     heard: datetime | None = None
     gateway: GatewayAddress | None = None
     problem: str = ""
+    is_missed: bool = True
     rejections: dict[str, PeerRejection] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
 
@@ -114,6 +121,7 @@ class Peers:
         self._replica = replica
         self._due = News()  # something that may end a stream
         self._signs = News()  # somebody is heard who was not, or is new
+        self._turns = Turns()
         self._hearings: dict[ClusterName, _Hearing] = {}
 
     def status(self) -> tuple[PeerStatus, ...]:
@@ -178,35 +186,46 @@ class Peers:
         while True:
             seen = self._due.count
             if reason := self._why_revoked(peer):
-                hearing.problem = f"not spoken with: {reason}"
+                hearing.problem, hearing.is_missed = f"not spoken with: {reason}", False
                 await self._due.wait_newer(seen)
-                failures = 0
+                failures, hearing.is_missed = 0, True
                 continue
             heard_before = hearing.heard
-            gateways = self._gateways(peer)
-            if gateways:
-                hearing.gateway = gateways[attempts % len(gateways)]
-                hearing.problem = short_line(await self._listen(peer, hearing, leadership))
-                hearing.gateway = None
+            if self._gateways(peer):
+                hearing.problem = short_line(await self._dial(peer, hearing, leadership, attempts))
+                hearing.gateway, hearing.is_missed = None, True
             else:
                 hearing.problem = "no gateway of it is known"
             attempts += 1
             is_in_vain = hearing.heard == heard_before or _STREAM in hearing.rejections
             failures = failures + 1 if is_in_vain else 0
-            await asyncio.sleep(_back_off(failures).total_seconds())
+            missed = sum(one.is_missed for one in self._hearings.values())
+            await asyncio.sleep(draw(failures, missed))
 
     def _gateways(self, peer: ClusterName) -> tuple[GatewayAddress, ...]:
         member = self._store.snapshot.members.get(peer)
         return self._settings.peer_gateways.get(peer) or (member.gateways if member else ())
 
-    async def _listen(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership) -> str:
+    async def _dial(self, peer: ClusterName, hearing: _Hearing, leadership: Leadership, attempts: int) -> str:
+        """Listens as `_listen` does, when it is its turn; who is heard needs it no more."""
+        async with self._turns.take(answer_limit(self._settings.thresholds)) as end_turn:
+            gateways, reason = self._gateways(peer), self._why_revoked(peer)
+            if reason or not gateways:
+                return reason  # they are others since we wait
+            hearing.gateway = gateways[attempts % len(gateways)]
+            return await self._listen(peer, hearing, leadership, end_turn)
+
+    async def _listen(
+        self, peer: ClusterName, hearing: _Hearing, leadership: Leadership, end_turn: Callable[[], None]
+    ) -> str:
         """Listens until the stream ends and returns why it did; empty when only a newer certificate is due."""
         assert hearing.gateway is not None
 
         def heard() -> None:
+            end_turn()
             hearing.heard = datetime.now(UTC)
             hearing.silence.end(_now())
-            hearing.problem = ""
+            hearing.problem, hearing.is_missed = "", False
             if hearing.verdict is None or hearing.verdict.state is not Liveness.LIVE:
                 self._signs.tell()
 
@@ -237,7 +256,12 @@ class Peers:
         bundle = self._keeper.bundle_pem()
         try:
             async with open_channel(
-                hearing.gateway, peer=peer, domain=self._settings.domain, svid=svid, trust_bundle=bundle
+                hearing.gateway,
+                peer=peer,
+                domain=self._settings.domain,
+                svid=svid,
+                trust_bundle=bundle,
+                limit=answer_limit(self._settings.thresholds),
             ) as channel:
                 problem = await listen(
                     channel,
@@ -372,9 +396,3 @@ class Peers:
 def _now() -> timedelta:
     """Returns the time by the loop's clock, which nobody sets."""
     return timedelta(seconds=asyncio.get_running_loop().time())
-
-
-def _back_off(failures: int) -> timedelta:
-    """Returns the wait before the next attempt, with jitter: the members of a mesh do not come back in step."""
-    longest: timedelta = min(_MAX_BACK_OFF, _FIRST_BACK_OFF * 2 ** min(failures, 10))
-    return timedelta(seconds=uniform(0.5, 1.0) * longest.total_seconds())  # noqa: S311 - no secret

@@ -38,12 +38,19 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.ping_timeout_ms", 5_000),
 )
 """Options that every grpc.aio server of ours needs (`grpc.aio.server(options=SERVER_OPTIONS)`)."""
+_PATIENCE = ("grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
 
 _FIRST_REQUEST_LIMIT = timedelta(seconds=10)
 _WRITE_LIMIT = timedelta(seconds=30)
 _STALLED_PATIENCE = 0.1  # of the settle limit: while a type is stalled, its later answers seldom come either
 
 ServicerContext = grpc.aio.ServicerContext[DeltaDiscoveryRequest, bytes]
+
+
+def patient_options(patience: timedelta) -> tuple[tuple[str, int], ...]:
+    """Returns SERVER_OPTIONS for clients that may leave a ping unanswered for `patience`."""
+    waits = round(patience / timedelta(milliseconds=1))
+    return tuple((name, waits if name in _PATIENCE else value) for name, value in SERVER_OPTIONS)
 
 
 class Refused(Exception):

@@ -16,6 +16,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from federation.etcd import EtcdClient
 from federation.model import FEDERATION_PORT, Liveness
 from federation.peering import exports
+from federation.peering.freshness import answer_limit
 from federation.peering.news import News
 from federation.snapshot import Snapshot, differing
 from tests.benchmarks.plan import Plan, Spec, churn, name_of, objects_of, settings_of
@@ -115,7 +116,13 @@ async def run_member(plan: Plan, spec: Spec, folder: Path) -> AsyncIterator[Simu
         control.store.apply(objects_of(plan, spec.index))
         control.store.mark_listed("source")
         await stack.enter_async_context(
-            serve((spec.address, FEDERATION_PORT), control.offer.handler, control.keeper.svid(), issuer=issuer)
+            serve(
+                (spec.address, FEDERATION_PORT),
+                control.offer.handler,
+                control.keeper.svid(),
+                issuer=issuer,
+                patience=answer_limit(settings.thresholds),
+            )
         )
         member = SimulatedMember(plan, spec, control)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())

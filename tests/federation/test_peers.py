@@ -1,15 +1,19 @@
 """Clusters that hear each other: real etcd, real TLS between control planes, networks and peers that fail."""
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from federation import names
 from federation.model import GatewayAddress, Liveness, ServiceKey
+from federation.peering.redials import FEW
 from federation.snapshot import Change, Section
+from tests.support.addresses import free_address
 from tests.support.federation import (
     CART,
     SHOP,
@@ -206,6 +210,24 @@ async def test_another_gateway_is_tried_when_one_is_dead_and_an_override_goes_fi
         east_cluster.control(*exported_service(), peer_gateways={WEST: (west_cluster.gateway,)}) as east,
     ):
         await eventually(lambda: bool(east.peers.status()) and east.peer(WEST).via.endswith(":15443"))
+
+
+async def test_members_that_answer_nothing_keep_nobody_else_from_being_heard(
+    clusters: tuple[ClusterUnderTest, ClusterUnderTest],
+) -> None:
+    east_cluster, west_cluster = clusters
+    with socket.create_server((free_address(), 0), backlog=64) as mute:  # the kernel lets connect, and nobody speaks
+        gateways = (GatewayAddress(*mute.getsockname()),)
+        async with (
+            east_cluster.control(*exported_service(), pod("cart-1")) as east,
+            west_cluster.control(*exported_service(), pod("cart-2")) as west,
+        ):
+            for number in range(FEW + 3):
+                name = ClusterName(f"mute-{number}")
+                await east.introduce(msgspec.structs.replace(west.member, name=name, gateways=gateways))
+            await eventually(lambda: len(east.peers.status()) == FEW + 3)
+            await meet(west, east)
+            await eventually(lambda: east.addresses(WEST) == ["10.0.0.2"])
 
 
 async def test_a_peer_that_moved_to_other_gateways_is_found_again_when_it_calls(

@@ -31,6 +31,7 @@ from federation.model import (
 )
 from federation.peering import exports
 from federation.peering.farewells import Farewells
+from federation.peering.freshness import SHORTEST_ANSWER
 from federation.peering.offer import Offer
 from federation.peering.peers import Peers, PeerStatus
 from federation.peering.publisher import Publisher
@@ -38,7 +39,7 @@ from federation.peering.replica import ORIGIN, Replica
 from federation.peering.silences import Silences
 from federation.snapshot import Change, Section, Snapshot
 from federation.store import MeshStore
-from federation.xds.server import SERVER_OPTIONS
+from federation.xds.server import patient_options
 from tests.support.addresses import free_address
 from tests.support.etcd import Etcd, start_etcd
 from tests.support.relay import Relay, start_relay
@@ -191,10 +192,15 @@ class ClusterUnderTest:
 
 @asynccontextmanager
 async def serve(
-    where: tuple[str, int], handler: grpc.GenericRpcHandler, svid: X509Svid, *, issuer: Issuer
+    where: tuple[str, int],
+    handler: grpc.GenericRpcHandler,
+    svid: X509Svid,
+    *,
+    issuer: Issuer,
+    patience: timedelta = SHORTEST_ANSWER,
 ) -> AsyncIterator[None]:
     """Serves a federation stream as a control plane does."""
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(options=patient_options(patience))
     server.add_generic_rpc_handlers((handler,))
     credentials = grpc.ssl_server_credentials(
         [(svid.key_pem, svid.certificate_chain_pem)], issuer.trust_bundle_pem, require_client_auth=True
