@@ -5,6 +5,7 @@ import ssl as tls
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+_GRACE = 1  # seconds
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -38,6 +39,10 @@ async def serve_tcp(
             yield
         finally:
             server.close()
-            for writer, task in tuple(open_now.items()):
+            for writer in tuple(open_now):
                 writer.transport.abort()
+            # Most handlers end by that. One that is cancelled in the middle of a handshake leaves its TLS open.
+            if open_now:
+                await asyncio.wait(open_now.values(), timeout=_GRACE)
+            for task in open_now.values():
                 task.cancel()
