@@ -42,7 +42,6 @@ from federation.reports import (
     TokenReport,
     TrustReport,
 )
-from federation.telemetry import CONTENT_TYPE
 from trust import refusals
 from trust.attestation import TokenRole
 from trust.audit import harmless
@@ -54,6 +53,7 @@ log = logging.getLogger(__name__)
 _Body = TypeVar("_Body")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _MAX_BODY = 4 << 20  # bytes: a grant is some kilobytes, a trust bundle with all that may be revoked 300
 
 
@@ -154,7 +154,7 @@ def admin_app(backend: AdminBackend, token: str) -> web.Application:
 
     @routes.get("/metrics")
     async def _(_request: web.Request) -> web.Response:
-        return web.Response(body=backend.metrics(), headers={"content-type": CONTENT_TYPE})
+        return web.Response(body=backend.metrics(), headers={"content-type": _PROMETHEUS_TEXT})
 
     @routes.get("/v1/status")
     async def _(_request: web.Request) -> web.Response:

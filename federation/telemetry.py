@@ -15,9 +15,7 @@ from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.exposition import generate_latest
 
 CONVERGENCE = "isthmus.convergence"
 PROXIES = "isthmus.proxies"
@@ -167,7 +165,7 @@ class Telemetry:
         self._issuance_refused.add(1, {REASON: reason})
 
     def text(self) -> bytes:
-        """Returns all metrics in the text format of Prometheus (CONTENT_TYPE)."""
+        """Returns all metrics in the text format of Prometheus, version 0.0.4."""
         self._gauges = self._read()
         return generate_latest(self._registry)
 
