@@ -3,7 +3,7 @@
     ours to them    offer (serves the stream) - publisher (keeps our own records in our etcd)
     theirs to us    peers (one each) - dialing (one connection) - listening (one stream) - intake (what is believed of
                     it) - introductions (who is new) - diagnosis (why a handshake failed) - redials (when, and how
-                    many at once)
+                    many at once) - rejections (what of it is refused)
     in etcd         records (how they are written) - replica (our copy of them becomes part of the picture)
                     decisions (what an admin ordered, numbered)
     of trust        trust_keeper (the shape of who keeps our own trust) - trust_records (on the stream and in etcd)

@@ -21,7 +21,7 @@ LONGEST_SILENCE = timedelta(seconds=3)
 SHORTEST_STALE = 2 * BEAT_PERIOD
 """Least of `stale_after`: with less, one beat that is late would count as silence."""
 TELL_EVERY = timedelta(seconds=5)
-"""While a peer lives, its record in etcd is renewed this often: the time a new leader may be wrong about it."""
+"""While a peer lives, its record in etcd is renewed this often at most (see `tell_period`)."""
 SHORTEST_ANSWER = timedelta(seconds=5)
 _LONGEST_ANSWER = timedelta(seconds=15)
 LOOK_EVERY = timedelta(milliseconds=500)
@@ -39,6 +39,15 @@ def beat_period(thresholds: Thresholds) -> timedelta:
 def longest_silence(thresholds: Thresholds) -> timedelta:
     """Returns the silence of a stream after which it is made anew, through another gateway."""
     return max(LONGEST_SILENCE, (_BEATS - 1) * beat_period(thresholds))
+
+
+def tell_period(thresholds: Thresholds) -> timedelta:
+    """Returns how often the record of a peer that lives is renewed in etcd: so long a new leader may be wrong about it.
+
+    Of such a record, all replicas read the state, and people the moment; no silence is reckoned from it. So it need not
+    be more exact than what counts as live, and a mesh that stands silence need not write for each peer every 5 s.
+    """
+    return max(TELL_EVERY, thresholds.stale_after / 2)
 
 
 def answer_limit(thresholds: Thresholds) -> timedelta:
@@ -102,10 +111,17 @@ def judge(
     return Freshness(state=state, since=since, heard=last, silent=lasts if is_silent else timedelta())
 
 
-def is_worth_telling(told: Freshness | None, verdict: Freshness, spans: Iterable[timedelta] = ()) -> bool:
+def is_worth_telling(
+    told: Freshness | None,
+    verdict: Freshness,
+    *,
+    spans: Iterable[timedelta] = (),
+    renew_after: timedelta = TELL_EVERY,
+) -> bool:
     """Says whether etcd should learn of the verdict: a change of state, or news of it that are old enough.
 
-    `spans` are those whose passing matters to somebody: each is told when it passes.
+    `spans` are those whose passing matters to somebody: each is told when it passes. `renew_after` is the age of news
+    of a peer that lives (see `tell_period`).
     """
     if told is None or told.state is not verdict.state:
         return True
@@ -113,4 +129,4 @@ def is_worth_telling(told: Freshness | None, verdict: Freshness, spans: Iterable
         grown = verdict.silent - told.silent
         has_passed = any(told.silent < span <= verdict.silent for span in spans)
         return has_passed or grown >= max(TELL_EVERY, told.silent / _TELL_SHARE)
-    return verdict.heard is not None and (told.heard is None or verdict.heard - told.heard >= TELL_EVERY)
+    return verdict.heard is not None and (told.heard is None or verdict.heard - told.heard >= renew_after)

@@ -6,7 +6,7 @@ differences after a reconnect. What cannot be believed is refused with a reason 
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -31,42 +31,31 @@ from federation.peering.freshness import (
     is_worth_telling,
     judge,
     longest_silence,
+    tell_period,
 )
-from federation.peering.intake import KINDS, Intake
+from federation.peering.intake import Intake
 from federation.peering.listening import NOT_UNDERSTOOD, listen
 from federation.peering.membership import REVOKED, why_revoked
 from federation.peering.news import News, pass_on
 from federation.peering.offer import INTRODUCTION, REFUSAL
 from federation.peering.records import write_records
 from federation.peering.redials import Turns, draw
+from federation.peering.rejections import PeerRejection, Rejections
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper, issuer_of, own_issuer, spread
 from federation.snapshot import Snapshot
 from federation.staleness import spans_that_matter
 from federation.store import MeshStore
 from federation.xds.client import Received
-from federation.xds.resources import TypeUrl
 from trust.issuance import IssuanceRefused
 from trust.spiffe import ClusterName
 
 log = logging.getLogger(__name__)
 
-_STREAM = "Stream"
-"""Stands among the rejections for all that a peer said on a stream, when it could not be understood."""
-_MOST_REJECTIONS = 32
-"""Of one peer, shown and told to it: a hostile one could invent names without end."""
 _DENIED = "permission denied: "
 _SAYS_REVOKED = _DENIED + REVOKED
 _SHORTEST_LIFE = timedelta(seconds=30)
 """Of a connection, however near the renewal of the certificate it was made with."""
-
-
-class PeerRejection(msgspec.Struct, frozen=True, order=True):
-    """Something that a peer said and that was refused. `resource` is `Kind name`."""
-
-    resource: str
-    message: str
-    since: datetime
 
 
 class PeerStatus(msgspec.Struct, frozen=True):
@@ -90,6 +79,7 @@ class _Hearing:
     before, and `known` the silence that it had measured. `is_missed`: it is spoken with, and not heard now."""
 
     silence: Silence
+    rejections: Rejections
     told: Freshness | None
     known: timedelta
     verdict: Freshness | None = None
@@ -97,7 +87,6 @@ class _Hearing:
     gateway: GatewayAddress | None = None
     problem: str = ""
     is_missed: bool = True
-    rejections: dict[str, PeerRejection] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
 
 
@@ -147,7 +136,9 @@ class Peers:
                     for peer in sorted(present - attending.keys()):
                         told = snapshot.freshness.get(peer)
                         known = told.silent if told else timedelta()
-                        hearing = self._hearings[peer] = _Hearing(Silence(_now()), told, known, verdict=told)
+                        hearing = self._hearings[peer] = _Hearing(
+                            Silence(_now()), Rejections(peer), told, known, verdict=told
+                        )
                         attending[peer] = tasks.create_task(self._attend(peer, hearing, leadership))
                     for peer in sorted(attending.keys() - present):
                         attending.pop(peer).cancel()
@@ -197,7 +188,7 @@ class Peers:
             else:
                 hearing.problem = "no gateway of it is known"
             attempts += 1
-            is_in_vain = hearing.heard == heard_before or _STREAM in hearing.rejections
+            is_in_vain = hearing.heard == heard_before or hearing.rejections.of_stream is not None
             failures = failures + 1 if is_in_vain else 0
             missed = sum(one.is_missed for one in self._hearings.values())
             await asyncio.sleep(draw(failures, missed))
@@ -247,7 +238,7 @@ class Peers:
 
         async def keep(received: Received) -> str:
             await asyncio.sleep(hearing.pace.wait(_now().total_seconds()))
-            return self._note_refused(peer, received, hearing, await intake.keep(received))
+            return hearing.rejections.note(received, await intake.keep(received))
 
         async def ends() -> str:
             lifetime = max(svid.renew_at - datetime.now(UTC), _SHORTEST_LIFE)
@@ -276,7 +267,7 @@ class Peers:
             why = await diagnose(hearing.gateway, peer, domain=self._settings.domain, trust_bundle=bundle)
             return why or str(error)
         if problem.startswith(NOT_UNDERSTOOD):
-            self._note_end(peer, hearing, problem)
+            hearing.rejections.note_end(problem)
         if problem.startswith(_SAYS_REVOKED):
             return f"{peer} says that this cluster is {short_line(problem.removeprefix(_DENIED))}"
         return problem
@@ -309,38 +300,13 @@ class Peers:
         node = Node(id=self._settings.name)
         pace = beat_period(self._settings.thresholds).total_seconds()
         node.metadata.update({INTRODUCTION: exports.encode(self._keeper.own_member()).decode(), PACE: pace})
-        if _STREAM in hearing.rejections:
-            node.metadata.update({REFUSAL: hearing.rejections[_STREAM].message})
+        if rejection := hearing.rejections.of_stream:
+            node.metadata.update({REFUSAL: rejection.message})
         return node
-
-    def _note_end(self, peer: ClusterName, hearing: _Hearing, problem: str) -> None:
-        """Shows why a stream was ended here; the peer is told when it is called again."""
-        message = short_line(problem)
-        if _STREAM not in hearing.rejections:
-            log.warning("ended the stream of a peer", extra={"peer": peer, "why": message})
-            hearing.rejections[_STREAM] = PeerRejection(_STREAM, message, datetime.now(UTC))
-
-    def _note_refused(
-        self, peer: ClusterName, received: Received, hearing: _Hearing, refused: Mapping[str, str]
-    ) -> str:
-        """Shows what was refused of a response, and returns what the peer is told about it."""
-        kind = KINDS[received.type_url]
-        if received.type_url is TypeUrl.EXPORT:
-            hearing.rejections.pop(_STREAM, None)  # it got this far
-        for name in (*(resource.name for resource in received.upserts), *received.removed):
-            hearing.rejections.pop(f"{kind} {short_line(name)}", None)
-        told = [(f"{kind} {short_line(name)}", short_line(message)) for name, message in refused.items()]
-        room = _MOST_REJECTIONS - len(hearing.rejections)
-        for resource, message in told[:room]:
-            hearing.rejections[resource] = PeerRejection(resource, message, datetime.now(UTC))
-            log.warning("refused what a peer said", extra={"peer": peer, "resource": resource, "why": message})
-        if len(told) > room:
-            log.warning("refused more of what a peer said", extra={"peer": peer, "resources": len(told) - room})
-        rest = f"; and {len(told) - _MOST_REJECTIONS} more" if len(told) > _MOST_REJECTIONS else ""
-        return "; ".join(f"{resource}: {message}" for resource, message in told[:_MOST_REJECTIONS]) + rest
 
     async def _judge_all(self, leadership: Leadership) -> None:
         """Judges how fresh the peers are, and tells etcd when that is worth a write: of all of them in one."""
+        renew_after = tell_period(self._settings.thresholds)
         while True:
             seen = self._signs.count
             spans = tuple(spans_that_matter(self._store.snapshot))
@@ -348,8 +314,10 @@ class Peers:
             for peer, hearing in self._hearings.items():
                 self._judge(peer, hearing)
                 is_lost = names.freshness_key(peer) not in self._replica.records
-                if hearing.verdict and (is_lost or is_worth_telling(hearing.told, hearing.verdict, spans)):
-                    due[peer] = hearing, hearing.verdict
+                if (verdict := hearing.verdict) is None:
+                    continue
+                if is_lost or is_worth_telling(hearing.told, verdict, spans=spans, renew_after=renew_after):
+                    due[peer] = hearing, verdict
             try:
                 puts = {names.freshness_key(peer): exports.encode(verdict) for peer, (_, verdict) in due.items()}
                 await write_records(self._etcd, leadership.guard, puts=puts)
@@ -388,7 +356,7 @@ class Peers:
             since=hearing.verdict.since if hearing.verdict else None,
             heard=hearing.heard or (hearing.verdict.heard if hearing.verdict else None),
             via=names.host_port(gateway.address, gateway.port) if gateway and is_heard else "",
-            rejections=tuple(sorted(hearing.rejections.values())),
+            rejections=hearing.rejections.shown(),
             problem=hearing.problem,
         )
 

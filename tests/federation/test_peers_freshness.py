@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.model import Freshness, Liveness, Thresholds
-from federation.peering.freshness import LOOK_EVERY, TELL_EVERY, Silence, is_worth_telling, judge
+from federation.peering.freshness import LOOK_EVERY, TELL_EVERY, Silence, is_worth_telling, judge, tell_period
 
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -93,14 +93,27 @@ def test_etcd_is_told_changes_of_state_at_once_and_signs_of_life_now_and_then() 
     assert is_worth_telling(live, Freshness(Liveness.LIVE, since=THEN, heard=THEN + TELL_EVERY))
 
 
+@given(st.integers(2, 7 * 86_400))
+def test_signs_of_life_are_told_each_five_seconds_or_twice_in_the_silence_of_a_live_peer(stale_after: int) -> None:
+    period = tell_period(Thresholds(stale_after=stale_after * SECOND, gone_after=None))
+    assert period == max(5 * SECOND, stale_after * SECOND / 2)
+    live = Freshness(Liveness.LIVE, since=THEN, heard=THEN)
+    almost = Freshness(Liveness.LIVE, since=THEN, heard=THEN + period - LOOK_EVERY)
+    assert not is_worth_telling(live, almost, renew_after=period)
+    assert is_worth_telling(live, Freshness(Liveness.LIVE, since=THEN, heard=THEN + period), renew_after=period)
+    stale = Freshness(Liveness.STALE, since=THEN, heard=THEN)
+    assert is_worth_telling(live, stale, renew_after=period)
+    assert is_worth_telling(stale, live, renew_after=period)
+
+
 def test_etcd_is_told_a_silence_when_a_span_passes_that_matters_and_else_ever_more_seldom() -> None:
     def silent(lasts: timedelta) -> Freshness:
         return Freshness(Liveness.STALE, since=THEN, heard=THEN, silent=lasts)
 
     assert not is_worth_telling(silent(4 * SECOND), silent(6 * SECOND))
-    assert is_worth_telling(silent(4 * SECOND), silent(6 * SECOND), (5 * SECOND,))
-    assert is_worth_telling(silent(4 * SECOND), silent(6 * SECOND), (6 * SECOND,))
-    assert not is_worth_telling(silent(6 * SECOND), silent(7 * SECOND), (6 * SECOND,))
+    assert is_worth_telling(silent(4 * SECOND), silent(6 * SECOND), spans=(5 * SECOND,))
+    assert is_worth_telling(silent(4 * SECOND), silent(6 * SECOND), spans=(6 * SECOND,))
+    assert not is_worth_telling(silent(6 * SECOND), silent(7 * SECOND), spans=(6 * SECOND,))
     assert is_worth_telling(silent(4 * SECOND), silent(9 * SECOND))
     told, writes = silent(4 * SECOND), 0
     for seconds in range(4, 86_400):
