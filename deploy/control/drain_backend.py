@@ -16,8 +16,9 @@ from federation.drains import kept_services
 from federation.etcd import EtcdClient, EtcdError, Operation, Put
 from federation.model import ClusterSettings, Drain, ServiceKey, Severance
 from federation.names import drain_key, severance_key
+from federation.peering.checks import MOST_DRAINS, Malformed
 from federation.peering.decisions import decide, take_back
-from federation.peering.exports import MOST_DRAINS, Malformed, decode_drain, encode
+from federation.peering.exports import decode_drain, encode
 from federation.reports import DrainReport
 from federation.snapshot import Change, Section, Snapshot, apply
 from federation.store import MeshStore

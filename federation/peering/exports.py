@@ -7,9 +7,8 @@ The same JSON (msgspec) is on the wire and in etcd; unknown fields are skipped, 
 each other.
 """
 
-import ipaddress
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TypeVar
 
 import msgspec
@@ -19,55 +18,40 @@ from federation.model import (
     ClusterSettings,
     Departure,
     Drain,
-    Endpoint,
     ExportedService,
     Freshness,
-    GatewayAddress,
     MemberCluster,
     ServiceKey,
     ServicePort,
     Severance,
 )
+from federation.peering.checks import (
+    LONGEST_LABEL,
+    MOST_DRAINS,
+    Malformed,
+    check_drain,
+    check_endpoints,
+    check_gateways,
+    check_moment,
+    check_ports,
+    check_text,
+)
 from federation.revoked import Revoked
 from federation.snapshot import Snapshot
 from federation.xds.resources import Resource, make_resource
-from trust.spiffe import ClusterName, is_dns_label, is_dns_name
+from trust.spiffe import ClusterName, is_dns_label
 
 MAX_RECORD = 1024 * 1024
 """Bytes of one record. etcd takes requests of 1.5 MiB; a service of 5,000 endpoints needs about 1 MiB."""
 
-MOST_PORTS = 100
-"""Ports of one service: each is a cluster in every sidecar, with all the endpoints. An EndpointSlice has as many."""
-
-MOST_DRAINS = 1000
-"""Of one member: services that are drained one by one."""
-
 LONGEST_VERSION = 64  # characters; ours is a hash of 16
 
-_BROADCAST = ipaddress.ip_address("255.255.255.255")
-_PORTS = range(1, 65536)
 _NUMBERS = range(1 << 63)  # msgspec reads integers of any length, and writes none beyond 64 bits
-_DRAIN_WEIGHTS = range(100)
-_LONGEST_WORD = 253  # characters, of a name or a place
-_LONGEST_LABEL = 317  # characters; a Kubernetes label's key is a DNS name, a slash and 63 more
 _LONGEST_CERTIFICATE = 16384  # characters of PEM, as in a grant
 _LONGEST_TOLD = 300  # characters of what is shown of a peer's words
 _MOST_LABELS = 64  # of a member
 _MOST_PLACES = 64  # zones, and gateways, of one member, as in a grant
 _T = TypeVar("_T")
-
-
-class Malformed(ValueError):
-    """A record that cannot be believed: unreadable, or about somebody whom its speaker may not speak for."""
-
-
-class Unoffered(msgspec.Struct, frozen=True):
-    """An export that peers would refuse as it is now, why, and since when. What they have of it is kept as far as it is
-    still true."""
-
-    exported: ExportedService
-    reason: str
-    since: datetime
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -146,26 +130,26 @@ def decode_freshness(body: bytes) -> Freshness:
     """Parses a record of when a peer was heard; raises Malformed."""
     freshness = _decode(body, Freshness)
     for moment in (freshness.since, freshness.heard or freshness.since):
-        _check_moment(moment, "a moment of freshness")
+        check_moment(moment, "a moment of freshness")
     return freshness
 
 
 def decode_drain(body: bytes) -> Drain:
     """Parses and judges a record of a drain; raises Malformed."""
-    return _check_drain(_decode(body, Drain))
+    return check_drain(_decode(body, Drain))
 
 
 def decode_severance(body: bytes) -> Severance:
     """Parses a record of connections that were made to end; raises Malformed."""
     severance = _decode(body, Severance)
-    _check_moment(severance.at, "a severance's moment")
+    check_moment(severance.at, "a severance's moment")
     return severance
 
 
 def decode_departure(body: bytes) -> Departure:
     """Parses a record of a member that left; raises Malformed."""
     departure = _decode(body, Departure)
-    _check_moment(departure.at, "a departure's moment")
+    check_moment(departure.at, "a departure's moment")
     return departure
 
 
@@ -207,15 +191,15 @@ def read_export(name: str, body: bytes, speaker: ClusterName) -> ExportedService
         raise Malformed(f"the record is about {exported.key}")
     if not (is_dns_label(exported.key.namespace) and is_dns_label(exported.key.name)):
         raise Malformed("namespace and name must be DNS labels")
-    _check_moment(exported.changed_at, "changed_at")
-    _check_moment(exported.exported_at, "exported_at")
+    check_moment(exported.changed_at, "changed_at")
+    check_moment(exported.exported_at, "exported_at")
     if len(exported.version) > LONGEST_VERSION:
         raise Malformed(f"a version of more than {LONGEST_VERSION} characters")
-    _check_ports(exported.ports)
+    check_ports(exported.ports)
     return msgspec.structs.replace(
         exported,
         ports=tuple(sorted(_as_seen_by_callers(port) for port in exported.ports)),
-        endpoints=tuple(sorted(_check_endpoints(exported.endpoints))),
+        endpoints=tuple(sorted(check_endpoints(exported.endpoints))),
     )
 
 
@@ -255,19 +239,19 @@ def check_member(name: str, member: MemberCluster) -> MemberCluster:
     if not member.network:
         raise Malformed("the member is on no network")
     for word in (member.network, member.region, member.cloud, *member.zones):
-        _check_text(word, "the member's network or place")
+        check_text(word, "the member's network or place")
     if len(member.labels) > _MOST_LABELS or len(member.drains) > MOST_DRAINS:
         raise Malformed(f"more than {_MOST_LABELS} labels or {MOST_DRAINS} drains")
     for label in member.labels:
         for word in label:
-            _check_text(word, "a label of the member", longest=_LONGEST_LABEL)
+            check_text(word, "a label of the member", longest=LONGEST_LABEL)
     for drain in member.drains:
-        if _check_drain(drain).cluster != member.name:
+        if check_drain(drain).cluster != member.name:
             raise Malformed(f"{member.name} may not drain {drain.cluster}")
     numbers = (member.wire_version, member.incarnation)
     if any(one not in _NUMBERS for one in numbers) or len(member.certificate) > _LONGEST_CERTIFICATE:
         raise Malformed("the wire version, the incarnation or the certificate cannot be true")
-    return msgspec.structs.replace(member, gateways=_check_gateways(member.gateways))
+    return msgspec.structs.replace(member, gateways=check_gateways(member.gateways))
 
 
 def learn(known: MemberCluster | None, said: MemberCluster) -> MemberCluster | None:
@@ -317,84 +301,3 @@ def _exported_at(known: ExportedService) -> datetime:
 
 def _as_seen_by_callers(port: ServicePort) -> ServicePort:
     return ServicePort(port.number, port.protocol, port.name)
-
-
-def _check_ports(ports: tuple[ServicePort, ...]) -> None:
-    if len(ports) > MOST_PORTS:
-        raise Malformed(f"{len(ports)} ports are more than the {MOST_PORTS} that a service may have")
-    numbers = [port.number for port in ports]
-    if not all(number in _PORTS for number in numbers) or len(set(numbers)) < len(numbers):
-        raise Malformed(f"ports must be different numbers from 1 to 65535, not {numbers}")
-    for port in ports:
-        _check_text(port.name, "a port's name")
-
-
-def _check_endpoints(endpoints: tuple[Endpoint, ...]) -> list[Endpoint]:
-    """Returns the endpoints with each address in its one spelling."""
-    found = {}
-    for endpoint in endpoints:
-        if not is_dns_name(endpoint.pod):
-            raise Malformed(f"an endpoint has no valid pod name: {endpoint.pod!r}")
-        if not is_dns_name(endpoint.account):
-            raise Malformed(f"endpoint {endpoint.pod!r} has no valid service account: {endpoint.account!r}")
-        # The zone ends in a response header, all of it in terminals: a line break would be the peer's to place.
-        for word in (endpoint.locality.region, endpoint.locality.zone, endpoint.locality.cloud):
-            _check_text(word, f"the place of endpoint {endpoint.pod!r}")
-        for label in endpoint.labels:
-            for word in label:
-                _check_text(word, f"a label of endpoint {endpoint.pod!r}", longest=_LONGEST_LABEL)
-        address = _check_address(endpoint.address, f"endpoint {endpoint.pod!r}")
-        same = address == endpoint.address
-        found[address] = endpoint if same else msgspec.structs.replace(endpoint, address=address)
-    if len(found) < len(endpoints):
-        raise Malformed("two endpoints have the same address")
-    return list(found.values())
-
-
-def _check_gateways(gateways: tuple[GatewayAddress, ...]) -> tuple[GatewayAddress, ...]:
-    for gateway in gateways:
-        if gateway.port not in _PORTS:
-            raise Malformed(f"a gateway's port is out of range: {gateway.port}")
-    found = [GatewayAddress(_check_address(gateway.address, "a gateway"), gateway.port) for gateway in gateways]
-    return tuple(dict.fromkeys(found))  # Envoy wants an address once
-
-
-def _check_drain(drain: Drain) -> Drain:
-    if drain.weight not in _DRAIN_WEIGHTS:
-        raise Malformed(f"a drain leaves 0 to 99 percent, not {drain.weight}")
-    if drain.service is not None and not (is_dns_label(drain.service.namespace) and is_dns_label(drain.service.name)):
-        raise Malformed("a drained service's namespace and name must be DNS labels")
-    _check_moment(drain.since, "a drain's beginning")
-    return drain
-
-
-def _check_moment(moment: datetime, what: str) -> None:
-    if moment.tzinfo is None:
-        raise Malformed(f"{what} has no time zone")
-    try:
-        moment.astimezone(UTC)
-    except OverflowError as error:  # in the first or last hours that there are
-        raise Malformed(f"{what} cannot be told in UTC") from error
-
-
-def _check_text(text: str, what: str, *, longest: int = _LONGEST_WORD) -> None:
-    if len(text) > longest or not text.isprintable():
-        raise Malformed(f"{what} is longer than {longest} characters or cannot be printed: {text[:32]!r}")
-
-
-def _check_address(text: str, what: str) -> str:
-    """Returns an address as Envoy prints it: a gateway finds the pod of a tunnel by that spelling.
-
-    Loopback is let pass: a whole mesh may live on one machine.
-    """
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError as error:
-        raise Malformed(f"{what} has no valid IP address: {text[:64]!r}") from error
-    if isinstance(address, ipaddress.IPv6Address) and (address.scope_id is not None or address.ipv4_mapped is not None):
-        raise Malformed(f"{what} has an address with a scope, or IPv4 in the form of IPv6: {text[:64]!r}")
-    if address.is_unspecified or address.is_multicast or address == _BROADCAST:
-        raise Malformed(f"{what} has an address that nobody can have: {text}")
-    if address.is_link_local:
-        raise Malformed(f"{what} has an address that means another machine on every link: {text}")
-    return str(address)

@@ -33,8 +33,8 @@ from federation.etcd import (
 from federation.etcd.election import Leadership
 from federation.model import Departure, MemberCluster
 from federation.peering import exports
+from federation.peering.checks import Malformed
 from federation.peering.decisions import numbered
-from federation.peering.exports import Malformed
 from federation.peering.news import News, pass_on
 from federation.peering.records import keep_member
 from federation.peering.replica import Replica

@@ -20,7 +20,7 @@ from federation.etcd.election import Leadership
 from federation.model import ClusterSettings, MemberCluster
 from federation.peering import exports, trust_records
 from federation.peering.allowance import Allowance, weigh
-from federation.peering.exports import Malformed
+from federation.peering.checks import Malformed
 from federation.peering.farewells import take_word
 from federation.peering.membership import check_membership
 from federation.peering.records import PartlyRefused, keep_member, write_records

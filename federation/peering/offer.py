@@ -18,22 +18,22 @@ import grpc
 import msgspec
 from envoy.config.core.v3.base_pb2 import Node
 
-from federation import names
 from federation.etcd import EtcdClient
 from federation.model import ClusterSettings, ExportedService, Liveness, MemberCluster, NetworkName, ServiceKey
 from federation.peering import exports, trust_records
 from federation.peering.beats import Beats
-from federation.peering.exports import Malformed, short_line
+from federation.peering.checks import Malformed
+from federation.peering.exports import short_line
 from federation.peering.freshness import BEAT_PERIOD, LONGEST_SILENCE
 from federation.peering.hearsay import Tellers, Told
 from federation.peering.intake import KINDS
 from federation.peering.introductions import Introductions
 from federation.peering.membership import NotAPeer, peer_of, why_revoked
 from federation.peering.news import News
+from federation.peering.own_exports import OwnExports
 from federation.peering.replica import Replica
 from federation.peering.trust_keeper import TrustKeeper, own_issuer, spread
-from federation.peering.visibility import Shares
-from federation.snapshot import Replace, Section, Snapshot, differing
+from federation.snapshot import Snapshot, differing
 from federation.store import MeshStore
 from federation.xds.protocol import DeltaStream, Order
 from federation.xds.resources import Resource, ResourceSet, TypeUrl
@@ -95,12 +95,7 @@ class Offer:
         self._keeper = keeper
         self._store = store
         self._replica = replica
-        self._exports: Mapping[ServiceKey, ExportedService] = {}
-        self._unoffered: Mapping[ServiceKey, exports.Unoffered] = {}
-        self._stamped: set[ServiceKey] = set()  # exported since this replica first saw them, unless etcd says otherwise
-        self._origin: tuple[object, ...] = ()
-        self._offers: Mapping[str, Resource] = {}
-        self._shares = Shares({}, {})
+        self._own = OwnExports(settings, store=store, replica=replica)
         self._member_resources: Mapping[MemberCluster, Resource] = {}
         self._tellers = Tellers()
         self._resources: Mapping[TypeUrl, Mapping[str, Resource]] = {}
@@ -111,12 +106,12 @@ class Offer:
     @property
     def exports(self) -> Mapping[ServiceKey, ExportedService]:
         """What this cluster offers now; empty before the picture is ready. `news` tells when it changed."""
-        return self._exports
+        return self._own.exports
 
     @property
     def unoffered(self) -> tuple[tuple[ServiceKey, str, datetime], ...]:
         """The exports that cannot be offered as they are now: of which service, why, since when; by service."""
-        return tuple((key, one.reason, one.since) for key, one in sorted(self._unoffered.items()))
+        return tuple((key, one.reason, one.since) for key, one in sorted(self._own.unoffered.items()))
 
     @property
     def handler(self) -> grpc.GenericRpcHandler:
@@ -156,15 +151,15 @@ class Offer:
 
     async def _keep_in_step(self) -> None:
         snapshot = await self._store.wait_ready()
-        self._exports = self._published()
+        self._own.recall()
         seen_at = datetime.now(UTC)
         told: tuple[object, ...] = ()
         while True:
-            self._take_up(snapshot, seen_at)
+            self._own.take_up(snapshot, seen_at)
             known = self._resources.get(TypeUrl.MEMBER, {})
             self._set({TypeUrl.MEMBER: self._known_members(snapshot)})
             members = differing(known, self._resources[TypeUrl.MEMBER])
-            before_that, told = told, (self._shares, self._exports, snapshot.revoked)
+            before_that, told = told, (self._own.shares, self._own.exports, snapshot.revoked)
             if self._settings.name in members or not before_that or not all(map(is_, told, before_that)):
                 self._wake()
                 self.news.tell()
@@ -172,51 +167,10 @@ class Offer:
                 self._wake(members)
             revision = snapshot.revision
             before, snapshot = snapshot, await self._store.wait_newer(revision)
-            while not self._stamped and _is_the_same_to_us(before, snapshot):
+            while not self._own.is_unsure and _is_the_same_to_us(before, snapshot):
                 revision = snapshot.revision
                 snapshot = await self._store.wait_newer(revision)
             seen_at = self._first_seen(revision)
-
-    def _take_up(self, snapshot: Snapshot, seen_at: datetime) -> None:
-        """Makes the offers of a picture. What stays as it is stays the very same object, down to the mappings."""
-        origin = (snapshot.services, snapshot.exports, snapshot.endpoints, snapshot.revoked, snapshot.departures)
-        if self._origin and not self._stamped and all(map(is_, origin, self._origin)):
-            return  # what peers say changes nothing here
-        self._origin = origin
-        before = self._exports = self._as_published(self._exports)
-        judged = {**before, **{key: one.exported for key, one in self._unoffered.items()}}
-        has_left = self._settings.name in snapshot.departures
-        found = {} if has_left else exports.offered(snapshot, self._settings, before=judged, changed_at=seen_at)
-        chosen, unoffered = {}, {}
-        for key, exported in found.items():
-            known = self._unoffered.get(key)
-            if before.get(key) is exported:
-                chosen[key] = exported
-            elif known is not None and known.exported is exported:
-                unoffered[key] = known
-            elif reason := exports.why_not_taken(exported):
-                since = known.since if known else seen_at
-                unoffered[key] = exports.Unoffered(exported, reason, since)
-                if known is None or known.reason != reason:
-                    log.error("service cannot be offered", extra={"service": str(key), "reason": reason})
-            else:
-                chosen[key] = exported
-            if key not in before and snapshot.exports[key].created is None:
-                self._stamped.add(key)
-            if key in unoffered and key in before:
-                chosen[key] = exports.still_true(before[key], exported)
-        offers = {
-            str(key): self._offers[str(key)]
-            if before.get(key) is exported and str(key) in self._offers
-            else exports.export_resource(exported)
-            for key, exported in chosen.items()
-        }
-        self._exports, self._unoffered = chosen, unoffered
-        restricted = {str(key): to for key in chosen if (to := snapshot.exports[key].export_to)}
-        if offers != self._offers or restricted != self._shares.restricted:
-            self._offers, self._shares = offers, Shares(offers, restricted)
-        # What this cluster thinks of a conflict must follow from what it tells the others.
-        self._store.apply([Replace(Section.PUBLISHED, {key: one.exported_at for key, one in chosen.items()})])
 
     async def _keep_trust_in_step(self) -> None:
         await self._store.wait_ready()
@@ -234,33 +188,6 @@ class Offer:
             self._wake()  # the own authority may be another, too
             await asyncio.sleep(_TRUST_QUIET.total_seconds())
             await self._keeper.news.wait_newer(seen)
-
-    def _as_published(self, offers: Mapping[ServiceKey, ExportedService]) -> Mapping[ServiceKey, ExportedService]:
-        """Returns the offers with the leader's word for since when we export what: replicas see that a moment apart."""
-        told = {}
-        for key in tuple(self._stamped):
-            record = self._replica.records.get(names.export_key(self._settings.name, key))
-            if record is not None:
-                self._stamped.discard(key)
-                with suppress(Malformed):
-                    told[key] = exports.decode_export(record).exported_at
-        changed = {key: at for key, at in told.items() if key in offers and offers[key].exported_at != at}
-        if not changed:
-            return offers
-        return {**offers, **{key: msgspec.structs.replace(offers[key], exported_at=at) for key, at in changed.items()}}
-
-    def _published(self) -> Mapping[ServiceKey, ExportedService]:
-        """Returns what the leader published before this process started: what is still so keeps its moment."""
-        prefix = names.export_prefix(self._settings.name)
-        found = {}
-        for key, body in self._replica.records.items():
-            if key.startswith(prefix):
-                try:
-                    exported = exports.decode_export(body)
-                except Malformed:
-                    continue
-                found[exported.key] = exported
-        return found
 
     def _first_seen(self, revision: int) -> datetime:
         """Returns when the source saw what changed after `revision`; what peers changed is none of our exports."""
@@ -333,7 +260,7 @@ class Offer:
                 **self._resources,
                 TypeUrl.MEMBER: told.of(self._resources[TypeUrl.MEMBER], self._tellers),
                 TypeUrl.BEAT: {self._settings.name: beats.latest(now())},
-                TypeUrl.EXPORT: self._shares.of(self._record_of(peer)),
+                TypeUrl.EXPORT: self._own.shares.of(self._record_of(peer)),
                 TypeUrl.TRUST_GRANT: {grant.name: grant for grant in grants},
             }
             if offered != last:

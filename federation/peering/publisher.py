@@ -14,7 +14,7 @@ from federation import names
 from federation.etcd import EtcdClient, EtcdRefused, EtcdUnavailable, Put, Unchanged
 from federation.etcd.election import Leadership
 from federation.peering import exports
-from federation.peering.exports import Malformed
+from federation.peering.checks import Malformed
 from federation.peering.news import News, pass_on
 from federation.peering.offer import Offer
 from federation.peering.records import restore_records, write_records

@@ -34,7 +34,7 @@ from federation.etcd import (
 )
 from federation.model import MemberCluster
 from federation.peering import exports
-from federation.peering.exports import Malformed
+from federation.peering.checks import Malformed
 from federation.snapshot import Section
 from trust.bundle import BundleRefused, Revocation, parse_subject
 from trust.spiffe import ClusterName, InvalidName

@@ -16,8 +16,8 @@ from typing import Any
 from federation import names
 from federation.etcd import EtcdClient, Event, Listing
 from federation.model import ClusterSettings, ExportedService, Finding
+from federation.peering.checks import Malformed
 from federation.peering.decisions import decided_since, is_decision, number_of
-from federation.peering.exports import Malformed
 from federation.peering.news import News
 from federation.peering.records import Lost, Place, place_of, read_record
 from federation.peering.trust_records import is_trust_record

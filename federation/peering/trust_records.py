@@ -16,7 +16,7 @@ import msgspec
 
 from federation import names
 from federation.etcd import EtcdClient
-from federation.peering.exports import Malformed
+from federation.peering.checks import Malformed
 from federation.xds.resources import Resource, make_resource
 from trust.bundle import BundleRefused, TrustBundle, decode_bundle, encode_bundle
 from trust.joining import Grant, JoinRefused, decode_grant

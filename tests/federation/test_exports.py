@@ -31,7 +31,8 @@ from federation.model import (
 )
 from federation.names import departure_key, freshness_key, member_key, severance_key
 from federation.peering import exports
-from federation.peering.exports import Malformed, learn, offered, read_export, read_member
+from federation.peering.checks import Malformed
+from federation.peering.exports import learn, offered, read_export, read_member
 from federation.peering.records import read_record
 from federation.snapshot import EMPTY, Change, Section, Snapshot, apply
 from trust.spiffe import ClusterName, MeshDomain, Namespace, ServiceAccount

@@ -23,7 +23,7 @@ from federation.model import (
     ServiceKey,
     ServicePort,
 )
-from federation.peering import exports
+from federation.peering import checks, exports
 from federation.peering.allowance import MOST_PORTS
 from federation.peering.dialing import open_channel
 from federation.peering.freshness import LONGEST_SILENCE
@@ -186,8 +186,8 @@ async def test_nobody_can_invent_a_member(east: ClusterUnderTest, authorities: A
 
 
 async def test_a_peer_has_no_more_kept_than_it_may(east: ClusterUnderTest, authorities: Authorities) -> None:
-    ports = tuple(ServicePort(number, Protocol.TCP) for number in range(1, exports.MOST_PORTS + 1))
-    fitting = MOST_PORTS // exports.MOST_PORTS
+    ports = tuple(ServicePort(number, Protocol.TCP) for number in range(1, checks.MOST_PORTS + 1))
+    fitting = MOST_PORTS // checks.MOST_PORTS
     many = {
         f"shop/cart-{n:03}": exports.encode(
             ExportedService(WEST, ServiceKey(SHOP, f"cart-{n:03}"), ports, (), datetime.now(UTC))

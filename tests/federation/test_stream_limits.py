@@ -28,11 +28,11 @@ from federation.model import (
     ServiceKey,
     ServicePort,
 )
-from federation.peering import exports
+from federation.peering import checks, exports
 from federation.peering.allowance import MOST_AT_ONCE, MOST_PER_SECOND, MOST_PORTS, Pace
 from federation.peering.dialing import open_channel
 from federation.peering.offer import FEDERATION_METHOD, FEDERATION_SERVICE, INTRODUCTION, REFUSAL
-from federation.peering.peers import PeerRejection
+from federation.peering.rejections import PeerRejection
 from federation.snapshot import Change, Section
 from federation.xds.channel import LARGEST_PORTION
 from federation.xds.protocol import DeltaStream, Order, Push
@@ -157,9 +157,9 @@ async def test_a_response_that_is_too_large_is_refused_unread_and_both_sides_see
 async def test_what_is_refused_of_a_member_is_seen_on_both_sides(
     east: ClusterUnderTest, west: ClusterUnderTest, issuers: Issuers
 ) -> None:
-    ports = tuple(ServicePort(number, Protocol.TCP) for number in range(1, exports.MOST_PORTS + 1))
+    ports = tuple(ServicePort(number, Protocol.TCP) for number in range(1, checks.MOST_PORTS + 1))
     offer: list[Change] = []
-    for number in range(MOST_PORTS // exports.MOST_PORTS + 1):
+    for number in range(MOST_PORTS // checks.MOST_PORTS + 1):
         key = ServiceKey(SHOP, f"s-{number:03}")
         offer.append(Change(Section.SERVICES, key, Service(key, ports)))
         offer.append(Change(Section.EXPORTS, key, ServiceExport(key)))
