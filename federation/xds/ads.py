@@ -12,7 +12,7 @@ import logging
 import secrets as randomness
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grpc
 import msgspec
@@ -147,6 +147,13 @@ class AcknowledgedTrust(Protocol):
         """Takes what is known of one proxy now. Never waits."""
 
 
+class _Seat(NamedTuple):
+    """A proxy on a stream; `displaced` is set when newer streams of the same proxy take its place."""
+
+    session: Session
+    displaced: asyncio.Event
+
+
 class AdsServer:
     """The ADS service of one control plane replica."""
 
@@ -185,7 +192,7 @@ class AdsServer:
         self._quiet = quiet.total_seconds()
         self._settle_limit = settle_limit
         self._max_age = max_age
-        self._sessions: dict[str, list[Session]] = {}  # by node, the newest last
+        self._seats: dict[str, list[_Seat]] = {}  # by node, the newest last
         self._compiled: dict[ProxyScope, ResourceSet] = {}  # of the newest revision asked for
         self._compiled_revision = -1
 
@@ -196,7 +203,7 @@ class AdsServer:
 
     def proxies(self) -> tuple[ProxyStatus, ...]:
         """The proxies on this replica's streams now, by node. Of one that reconnects, its newest stream."""
-        return tuple(sessions[-1].status() for _, sessions in sorted(self._sessions.items()))
+        return tuple(seats[-1].session.status() for _, seats in sorted(self._seats.items()))
 
     async def _serve(self, context: ServicerContext) -> None:
         first = await read_first(context)
@@ -220,12 +227,13 @@ class AdsServer:
             known=self._acknowledgements.record(node.id),
         )
         self._make_room(session)
-        self._sessions.setdefault(node.id, []).append(session)
+        seat = _Seat(session, asyncio.Event())
+        self._seats.setdefault(node.id, []).append(seat)
         log.info("proxy connected", extra={"node": node.id})
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch(node, admitted))
-                displacing = group.create_task(_displacement(session))
+                displacing = group.create_task(_displacement(seat))
                 await serve_stream(
                     context,
                     first,
@@ -237,18 +245,18 @@ class AdsServer:
                 watching.cancel()
                 displacing.cancel()
         finally:
-            self._sessions[node.id].remove(session)
-            if not self._sessions[node.id]:
-                del self._sessions[node.id]
+            self._seats[node.id].remove(seat)
+            if not self._seats[node.id]:
+                del self._seats[node.id]
             session.end()
             log.info("proxy left", extra={"node": node.id})
 
     def _make_room(self, session: Session) -> None:
         """Ends what a proxy has too much with its new stream; raises Exhausted when that may not be had at all."""
         node, role = session.node.id, session.scope.audience.role
-        own = [one for one in self._sessions.get(node, ()) if not one.displaced.is_set()]
+        own = [one for one in self._seats.get(node, ()) if not one.displaced.is_set()]
         if role is ProxyRole.GATEWAY and not own:
-            gateways = [of for of in self._sessions.values() if of[0].scope.audience.role is ProxyRole.GATEWAY]
+            gateways = [of for of in self._seats.values() if of[0].session.scope.audience.role is ProxyRole.GATEWAY]
             count = sum(map(len, gateways))
             if count >= MOST_STREAMS_OF_GATEWAYS:
                 self._on_crowded(role)
@@ -326,10 +334,10 @@ class AdsServer:
             self._on_converged(max(now - moment, timedelta()), is_remote)  # a peer's clock may be ahead of ours
 
 
-async def _displacement(session: Session) -> None:
+async def _displacement(seat: _Seat) -> None:
     """Ends a stream, by raising Exhausted, when newer ones of its proxy take its place."""
-    await session.displaced.wait()
-    raise Exhausted(f"{session.node.id} has {MOST_STREAMS} newer streams here")
+    await seat.displaced.wait()
+    raise Exhausted(f"{seat.session.node.id} has {MOST_STREAMS} newer streams here")
 
 
 def _offered(snapshot: Snapshot, issued: Issued) -> Offered:

@@ -1,6 +1,5 @@
 """One proxy on a stream: what is known of it, what it was sent, what it took and what it refused, and since when."""
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -111,8 +110,6 @@ class Session:
         self.scope = scope
         self.connected_since = datetime.now(UTC)
         self.stream = DeltaStream(Order.ENVOY)
-        self.displaced = asyncio.Event()
-        """Set when newer streams of the same proxy take its place."""
         self._on_settled = on_settled
         self._on_pushed = on_pushed
         self._on_rejected = on_rejected
