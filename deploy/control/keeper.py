@@ -339,7 +339,7 @@ class Keeper:
 
     def _waiting_grants(self) -> tuple[tuple[str, bytes], ...]:
         prefix = names.grant_key(ClusterName(""))
-        return tuple((key, body) for key, body in self._replica.records.items() if key.startswith(prefix))
+        return tuple((key, body) for key, body in self._replica.own_records.items() if key.startswith(prefix))
 
     def _problem_is(self, message: str, hint: str) -> None:
         """Logs what keeps the data directory from coming into force, once."""

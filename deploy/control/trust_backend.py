@@ -75,7 +75,7 @@ class TrustBackend:
         return TrustReport(
             bundle=self._keeper.membership.bundle,
             own=self._keeper.statement(),
-            others=heard_statements(self._replica.records),
+            others=heard_statements(self._replica.own_records),
             warnings=self.warnings(),
         )
 
@@ -89,7 +89,7 @@ class TrustBackend:
             leaf_lifetime=self._leaf_lifetime,
             own_leaf=self._keeper.identity.expires or membership.active.certificate.not_valid_after_utc,
             proxies={one.node: one.certificate_expires for one in self._proxies() if one.certificate_expires},
-            peers=tuple(one.statement for one in heard_statements(self._replica.records)),
+            peers=tuple(one.statement for one in heard_statements(self._replica.own_records)),
         )
 
     def warnings(self) -> tuple[str, ...]:

@@ -142,7 +142,7 @@ class Offer:
         """Wakes the streams when a grant has come or gone: what else concerns us in etcd is nothing to tell there."""
         known: dict[str, bytes] = {}
         while True:
-            seen, records = self._replica.own_news.count, self._replica.records
+            seen, records = self._replica.own_news.count, self._replica.own_records
             grants = {key: records[key] for key in records if key.startswith(trust_records.GRANTS_PREFIX)}
             if grants != known:
                 known = grants

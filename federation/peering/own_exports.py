@@ -71,7 +71,7 @@ class OwnExports:
         """Begins with what the leader published before this process started: what is still so keeps its moment."""
         prefix = names.export_prefix(self._settings.name)
         found = {}
-        for key, body in self._replica.records.items():
+        for key, body in self._replica.own_records.items():
             if key.startswith(prefix):
                 try:
                     exported = exports.decode_export(body)

@@ -121,7 +121,7 @@ class Publisher:
             await due.wait_newer(seen)
 
     async def _write_differences(self, leadership: Leadership) -> None:
-        records = self._replica.records
+        records = self._replica.own_records  # to walk all of a large mesh at each would cost too much
         wanted = self._wanted()
         puts = {key: body for key, body in wanted.items() if not _says_the_same(key, records.get(key), body)}
         own = names.export_prefix(self._keeper.own_member().name)

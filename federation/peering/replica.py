@@ -54,6 +54,7 @@ class Replica:
         self._settings = settings
         self._store = store
         self._records: dict[str, bytes] = {}
+        self._own_records: dict[str, bytes] = {}
         self._revision = 0
         self._taken_back = 0
         self._decided = 0  # the highest number of a decision that was seen
@@ -66,9 +67,14 @@ class Replica:
     @property
     def records(self) -> Mapping[str, bytes]:
         """What etcd holds, by key: members, freshness, exports (those of this cluster too), revocations, statements
-        and grants. `news` tells when it changed, `own_news` only when something else changed than what the others
-        offer and when they were heard, unless it had been lost: in a large mesh nearly all is of that kind."""
+        and grants. `news` tells when it changed."""
         return MappingProxyType(self._records)
+
+    @property
+    def own_records(self) -> Mapping[str, bytes]:
+        """Those of `records` that are neither what the others offer nor when they were heard: of a large mesh, few.
+        `own_news` tells when they changed, and when something changed that had been lost."""
+        return MappingProxyType(self._own_records)
 
     @property
     def revision(self) -> int:
@@ -134,6 +140,7 @@ class Replica:
             if key not in self._lost:
                 self._remember(key, held, records.get(key))
         self._records = records
+        self._own_records = {key: body for key, body in records.items() if self._concerns_us(key)}
         effective = {key: body for key, body in records.items() if key not in self._lost}
         effective |= {key: lost.body for key, lost in self._lost.items() if lost.body is not None}
         before = self._store.snapshot
@@ -170,8 +177,11 @@ class Replica:
         if self._lost.pop(event.key, None) and not self._lost:
             self._losses += 1
         held = self._records.pop(event.key, None)
+        self._own_records.pop(event.key, None)
         if event.item is not None:
             self._records[event.key] = event.item.value
+            if self._concerns_us(event.key):
+                self._own_records[event.key] = event.item.value
             self._decided = max(self._decided, number_of(event.key, event.item.value))
         if held is not None:
             self._remember(event.key, held, self._records.get(event.key))

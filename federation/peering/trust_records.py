@@ -98,7 +98,7 @@ def read_grant(resource: Resource, addressee: ClusterName) -> Grant:
 
 
 def heard_statements(records: Mapping[str, bytes]) -> tuple[HeardStatement, ...]:
-    """Returns what members said of their trust, by name; `records` are those of the Replica."""
+    """Returns what members said of their trust, by name; `records` are the Replica's own."""
     found = []
     for key in sorted(records):
         cluster = key.removeprefix(STATEMENTS_PREFIX)

@@ -14,6 +14,7 @@ from federation.etcd import EtcdClient, Fenced, Guard
 from federation.etcd.election import Election, Leadership
 from federation.model import (
     ClusterSettings,
+    Departure,
     Drain,
     Endpoint,
     ExportedService,
@@ -146,6 +147,34 @@ async def test_own_exports_and_own_freshness_in_etcd_are_no_imports(etcd: Etcd) 
         await eventually(lambda: len(running.replica.records) == 2)
         assert not running.store.snapshot.imports
         assert not running.store.snapshot.freshness
+
+
+async def test_own_records_are_all_but_what_others_offer_and_when_they_were_heard(etcd: Etcd) -> None:
+    own = {
+        names.member_key(WEST): exports.encode(MEMBER),
+        names.export_key(EAST, CART): exports.encode(msgspec.structs.replace(IMPORT, cluster=EAST)),
+        names.freshness_key(EAST): exports.encode(Freshness(Liveness.LIVE, THEN, THEN)),
+        names.statement_key(WEST): b"a statement",
+        names.grant_key(WEST): b"a grant",
+        names.departure_key(WEST): exports.encode(Departure(WEST, THEN)),
+    }
+    others = {names.export_key(WEST, CART), names.freshness_key(WEST)}
+    async with control(etcd) as following:
+        await eventually(lambda: ORIGIN not in following.store.missing)
+        await write_what_peers_said(following.client)
+        for key, body in own.items():
+            await following.client.put(key, body)
+        await eventually(lambda: following.replica.records.keys() == own.keys() | others)
+        assert following.replica.own_records == own
+        async with control(etcd) as relisted:
+            await eventually(lambda: ORIGIN not in relisted.store.missing)
+            assert relisted.replica.records == following.replica.records
+            assert relisted.replica.own_records == own
+        for key in (names.grant_key(WEST), names.export_key(EAST, CART), names.export_key(WEST, CART)):
+            await following.client.delete(key)
+            own.pop(key, None)
+        await eventually(lambda: len(following.replica.records) == len(own) + 1)
+        assert following.replica.own_records == own
 
 
 @pytest.mark.parametrize(
