@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from federation.model import Thresholds
 from federation.peering.freshness import SHORTEST_ANSWER, answer_limit, longest_silence
 from federation.peering.redials import FEW, Turns, back_off, draw
+from federation.xds.server import SERVER_OPTIONS, patient_options
 
 _MINUTE = timedelta(minutes=1)
 _FAILURES = st.integers(0, 10**9)
@@ -45,6 +46,12 @@ def test_who_stands_silence_waits_longer_for_an_answer_and_never_less_than_five_
     limit = answer_limit(Thresholds(stale_after=stale, gone_after=None))
     assert SHORTEST_ANSWER <= limit <= timedelta(seconds=15)
     assert limit == SHORTEST_ANSWER or limit <= longest_silence(Thresholds(stale_after=stale, gone_after=None))
+
+
+def test_pings_of_a_patient_server_may_stay_unanswered_as_long_and_nothing_else_is_another() -> None:
+    usual, patient = dict(SERVER_OPTIONS), dict(patient_options(timedelta(seconds=15)))
+    assert patient == {**usual, "grpc.keepalive_timeout_ms": 15_000, "grpc.http2.ping_timeout_ms": 15_000}
+    assert patient_options(SHORTEST_ANSWER) == SERVER_OPTIONS
 
 
 async def _settle() -> None:
