@@ -1,6 +1,7 @@
 """TCP servers of tests, whose connections end with them."""
 
 import asyncio
+import socket
 import ssl as tls
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,34 +16,54 @@ async def serve_tcp(
 ) -> AsyncIterator[None]:
     """Lets `handle` serve each connection of `address`:`port`. What is open at the end is reset, and its handler ended.
 
-    A server of asyncio leaves connections open whose handler is cancelled before it began; `limit` is in bytes.
+    The sockets are ours from the first moment to the last: a server of asyncio (3.11) leaves those open that come as it
+    closes, or whose handler is cancelled before it began. `limit` is in bytes.
     """
-    open_now: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
+    loop = asyncio.get_running_loop()
+    taken: dict[asyncio.Task[None], socket.socket] = {}
+    writers: set[asyncio.StreamWriter] = set()
 
-    async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(OSError):
+    async def run(near: socket.socket) -> None:
+        reader = asyncio.StreamReader(limit=limit)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        with suppress(OSError):
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, near, ssl=ssl)
+            writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+            writers.add(writer)
+            try:
                 await handle(reader, writer)
-        finally:
-            open_now.pop(writer)
+            except BaseException:
+                writer.transport.abort()
+                raise
+            finally:
+                writers.discard(writer)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # perhaps before it began: nobody else knows of the socket then
+            taken[task].close()
+        del taken[task]
 
     async with asyncio.TaskGroup() as group:
 
-        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if server.is_serving():
-                open_now[writer] = group.create_task(run(reader, writer))
-            else:
-                writer.transport.abort()
+        def take() -> None:
+            with suppress(OSError):
+                near, _ = listening.accept()
+                near.setblocking(False)
+                task = group.create_task(run(near))
+                taken[task] = near
+                task.add_done_callback(ended)
 
-        server = await asyncio.start_server(accept, address, port, ssl=ssl, limit=limit)
-        try:
-            yield
-        finally:
-            server.close()
-            for writer in tuple(open_now):
-                writer.transport.abort()
-            # Most handlers end by that. One that is cancelled in the middle of a handshake leaves its TLS open.
-            if open_now:
-                await asyncio.wait(open_now.values(), timeout=_GRACE)
-            for task in open_now.values():
-                task.cancel()
+        with socket.create_server((address, port), backlog=100) as listening:
+            listening.setblocking(False)
+            loop.add_reader(listening, take)
+            try:
+                yield
+            finally:
+                loop.remove_reader(listening)
+                for writer in writers:
+                    writer.transport.abort()
+        # Most handlers end by that. One that is cancelled in the middle of a handshake leaves its TLS open.
+        if taken:
+            await asyncio.wait(taken, timeout=_GRACE)
+        for task in taken:
+            task.cancel()
