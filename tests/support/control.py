@@ -20,6 +20,7 @@ import yaml
 from aiohttp import web
 
 from deploy.admin_client import AdminClient
+from deploy.lab.state import write_atomically
 from federation.model import Locality
 from federation.xds.bootstrap import TRUST_BUNDLE_FILE, bootstrap, token_file
 from tests.support.addresses import free_address
@@ -217,7 +218,7 @@ async def until(ask: Callable[[], Awaitable[Answer]], right: Callable[[Answer], 
 
 def write_contexts(file: Path, *controls: Control) -> Path:
     """Writes the file by which the command line finds control planes; returns it."""
-    file.write_text(json.dumps({control.name: control.context for control in controls}))
+    write_atomically(file, json.dumps({control.name: control.context for control in controls}))  # commands may run
     return file
 
 
