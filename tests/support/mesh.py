@@ -110,7 +110,7 @@ class Isthmus:
     def start(self, *words: str) -> Command:
         """Starts `isthmus WORDS` and returns at once: the caller waits for its end."""
         folder = self.home / "said"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         return Command(words, self._environment, folder / str(next(self._said)))
 
 
